@@ -53,7 +53,7 @@ def test_imported_packages_sees_every_form() -> None:
 
 
 def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
-    """Run import-linter on the contracts of `root/pyproject.toml`, preferring packages in `root`."""
+    """Run import-linter with the contracts of `root/pyproject.toml`, packages in `root` first."""
     program = (
         "import sys; sys.path.insert(0, '.'); from importlinter.cli import lint_imports; "
         "sys.exit(lint_imports(no_cache=True))"
