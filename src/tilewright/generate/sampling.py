@@ -1,0 +1,211 @@
+"""From logits to the next token: penalties, top-k, top-p, min-p, temperature, and a draw.
+
+The filters come in llama.cpp's order, each seeing what the one before it left, and top-p and
+min-p judge probabilities before the temperature is applied. Everything after the logits is computed
+in float64, ties go to the lowest id, and the draw of step ``i`` depends on the seed and ``i`` alone,
+so the same logits give the same tokens anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tilewright.errors import ShapeError, TilewrightError
+
+__all__ = ["Sampler", "SamplingParams"]
+
+_FEW = 1024  # with top-p alone, the head of the distribution that is sorted first
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to choose the next token. The defaults are llama.cpp's.
+
+    ``temperature`` 0 takes the most likely token (greedy). ``top_k`` 0, ``top_p`` 1, ``min_p`` 0,
+    ``repetition_penalty`` 1 and the other penalties 0 switch the step off. Penalties look at the
+    last ``penalty_window`` tokens (-1: all, 0: none): ``repetition_penalty`` divides a positive
+    logit of a token that occurred and multiplies a negative one (Keskar et al., CTRL, 2019);
+    ``presence_penalty`` is subtracted once, ``frequency_penalty`` once for each occurrence.
+    ``seed`` None draws a fresh one. Raises `ValueError` for a value out of range.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_window: int = 64
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        def need(good: bool, name: str, wanted: str) -> None:
+            if not good:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, wanted {wanted}")
+
+        finite = math.isfinite
+        need(finite(self.temperature) and self.temperature >= 0, "temperature", "at least 0")
+        need(self.top_k >= 0, "top_k", "at least 0 (0: no limit)")
+        need(0 < self.top_p <= 1, "top_p", "more than 0 and at most 1 (1: off)")
+        need(0 <= self.min_p <= 1, "min_p", "0 to 1 (0: off)")
+        need(
+            finite(self.repetition_penalty) and self.repetition_penalty > 0,
+            "repetition_penalty",
+            "more than 0 (1: off)",
+        )
+        need(finite(self.presence_penalty), "presence_penalty", "a finite number")
+        need(finite(self.frequency_penalty), "frequency_penalty", "a finite number")
+        need(self.penalty_window >= -1, "penalty_window", "at least -1 (-1: the whole text)")
+        need(self.seed is None or 0 <= self.seed < 1 << 64, "seed", "0 to 2**64 - 1, or None")
+
+
+class Sampler:
+    """Chooses tokens for one sequence; ``step`` counts them.
+
+    Two samplers with the same parameters and seed give the same tokens for the same logits.
+    """
+
+    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
+        self.params = params
+        self.vocab_size = vocab_size
+        self.seed = secrets.randbits(64) if params.seed is None else params.seed
+        """The seed in use, so that a run with ``seed=None`` can be repeated."""
+        self.step = 0
+
+    def sample(self, logits: npt.NDArray[np.float32], history: Sequence[int] = ()) -> int:
+        """The next token's id.
+
+        ``logits``: (vocab,) float32, not changed; -inf forbids a token. ``history``: the ids so
+        far, prompt included, which only the penalties look at. Raises `ShapeError` for another
+        shape, `TilewrightError` if a logit is NaN or +inf or all are -inf.
+        """
+        step = self.step
+        self.step += 1
+        scores = self._penalised(logits, history)
+        if self.params.temperature == 0 or self.params.top_k == 1:
+            return int(np.argmax(scores))
+        ids, probabilities = self._candidates(scores)
+        cumulative = np.cumsum(probabilities)
+        index = int(np.searchsorted(cumulative, self._uniform(step) * cumulative[-1], "right"))
+        return int(ids[min(index, len(ids) - 1)])
+
+    def distribution(
+        self, logits: npt.NDArray[np.float32], history: Sequence[int] = ()
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """The tokens that `sample` can return and their probabilities, the most likely first."""
+        scores = self._penalised(logits, history)
+        if self.params.temperature == 0:
+            return np.array([np.argmax(scores)]), np.ones(1)
+        return self._candidates(scores)
+
+    def _penalised(
+        self, logits: npt.NDArray[np.float32], history: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        if logits.shape != (self.vocab_size,):
+            raise ShapeError(
+                f"sample: logits have shape {logits.shape}, wanted ({self.vocab_size},)"
+            )
+        p = self.params
+        if p.penalty_window and (
+            p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty
+        ):
+            logits = self._with_penalties(logits, history)
+        # max() propagates NaN, so one pass finds everything that makes probabilities meaningless
+        highest = float(logits.max())
+        if not math.isfinite(highest):
+            if math.isnan(highest):
+                bad = int(np.flatnonzero(np.isnan(logits))[0])
+                what = f"logits are NaN ({int(np.isnan(logits).sum())} of {logits.size}, the first "
+                what += f"for token {bad}); the model's weights or activations overflowed"
+            elif highest > 0:
+                what = f"the logit of token {int(np.argmax(logits))} is +inf"
+            else:
+                what = "every logit is -inf: no token is allowed"
+            raise TilewrightError(f"cannot sample: {what}")
+        return logits
+
+    def _with_penalties(
+        self, logits: npt.NDArray[np.float32], history: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        p = self.params
+        recent = history if p.penalty_window < 0 else history[-p.penalty_window :]
+        ids, counts = np.unique(np.asarray(recent, np.int64), return_counts=True)
+        if not ids.size:
+            return logits
+        if ids[0] < 0 or ids[-1] >= self.vocab_size:
+            bad = int(ids[0] if ids[0] < 0 else ids[-1])
+            raise ValueError(
+                f"token id {bad} in the history is out of range for a vocabulary "
+                f"of {self.vocab_size}"
+            )
+        chosen = logits[ids].astype(np.float64)
+        penalty = p.repetition_penalty
+        chosen = np.where(chosen > 0, chosen / penalty, chosen * penalty)
+        chosen -= counts * p.frequency_penalty + p.presence_penalty
+        out = logits.copy()
+        out[ids] = chosen
+        return out
+
+    def _candidates(
+        self, scores: npt.NDArray[np.float32]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """What the filters leave, most likely first, with probabilities at the temperature."""
+        p = self.params
+        n = scores.size
+        k = min(p.top_k or n, n)
+        ids = _largest(scores, k) if k < n else None  # ascending ids; None: all
+        kept = (scores if ids is None else scores[ids]).astype(np.float64)
+        kept -= kept.max()
+        weights = np.exp(kept)
+        # The total of what top-k left: top-p and min-p are both cuts in the sorted order, so they
+        # may be applied in either order as long as top-p's probabilities are taken from here.
+        total = weights.sum()
+        allowed = np.flatnonzero(weights >= p.min_p) if p.min_p else np.flatnonzero(kept > -np.inf)
+        order = _head(kept, weights, allowed, p.top_p * total if p.top_p < 1 else math.inf)
+        with np.errstate(over="ignore"):  # a tiny temperature: -inf, probability 0, is right
+            out = np.exp(kept[order] / p.temperature)
+        out /= out.sum()
+        return (order if ids is None else ids[order]), out
+
+    def _uniform(self, step: int) -> float:
+        """A number in [0, 1) for this step: Philox, a counter-based generator, at (seed, step)."""
+        bits = np.random.Philox(key=self.seed, counter=step).random_raw()
+        return float(bits >> 11) * 2.0**-53
+
+
+def _largest(scores: npt.NDArray[Any], k: int) -> npt.NDArray[np.int64]:
+    """Ascending positions of the k highest scores (k < size); of equal scores the lowest ones."""
+    threshold = np.partition(scores, scores.size - k)[scores.size - k]
+    above = np.flatnonzero(scores > threshold)
+    equal = np.flatnonzero(scores == threshold)[: k - len(above)]
+    return np.sort(np.concatenate([above, equal]))
+
+
+def _head(
+    scores: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.float64],
+    among: npt.NDArray[np.int64],
+    needed: float,
+) -> npt.NDArray[np.int64]:
+    """Positions from ``among`` (ascending) by falling score, until their weights sum to ``needed``.
+
+    Sorts the whole only if the first `_FEW` do not reach it.
+    """
+    if math.isfinite(needed) and len(among) > 4 * _FEW:
+        few = among[_largest(scores[among], _FEW)]
+        # the sum below is taken in another order; leave room for its rounding
+        if weights[few].sum() > needed * (1 + 1e-9):
+            among = few
+    order = among[np.argsort(-scores[among], kind="stable")]
+    if math.isfinite(needed):
+        reached = np.cumsum(weights[order])
+        order = order[: int(np.searchsorted(reached, needed, "left")) + 1]
+    return order
