@@ -138,6 +138,11 @@ class Machine:
         features = "-prefer-256-bit" if "avx512f" in table[cpu] else ""
         return cls(cpu, features, triple, table[cpu], named=True)
 
+    @classmethod
+    def detect_host(cls) -> Machine:
+        """The machine this process runs on, whatever the settings ask for."""
+        return _host()
+
     @property
     def arch(self) -> str:
         """``x86_64``, ``aarch64``, ... (the triple's first part, spelled one way)."""
