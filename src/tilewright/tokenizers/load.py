@@ -25,7 +25,8 @@ def from_gguf(source: Any) -> Tokenizer:
     if isinstance(source, str | os.PathLike):
         from tilewright.formats.gguf import open_gguf
 
-        source = open_gguf(source)
+        with open_gguf(source) as file:
+            return from_metadata(file.metadata)
     metadata: Mapping[str, Any] = source.metadata
     return from_metadata(metadata)
 
