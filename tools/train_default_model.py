@@ -1,0 +1,541 @@
+"""Train the small language model that ships inside the package, and write it as GGUF.
+
+    python tools/train_default_model.py train --data DIR --work DIR --minutes 55
+    python tools/train_default_model.py export --work DIR --out FILE.gguf
+    python tools/train_default_model.py evaluate --data DIR FILE.gguf
+
+DIR for `--data` holds `war-and-peace.txt` and `tinyshakespeare.txt` (public-domain text, 4.3 MB).
+The model is of the llama architecture (RMSNorm, RoPE on interleaved pairs, SwiGLU, grouped-query
+attention, tied embeddings) with a byte-level BPE vocabulary trained on the same text. Matrices are
+stored as Q8_0, norms as F32; the file stays below 3,000,000 bytes.
+
+Training is driven by the clock: the learning rate warms up, stays, and decays to zero at the end
+of `--minutes`, so a run always ends annealed whatever share of the machine it got. Checkpoints are
+written atomically; `train` again goes on from the last one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import tilewright.tokenizers
+from tilewright.formats.gguf import GGMLType, open_gguf, tensor_from_array, write_gguf
+from tilewright.tokenizers import Tokenizer
+
+MAX_BYTES = 3_000_000
+BOS, EOS = "<|begin|>", "<|end|>"
+BOS_ID, EOS_ID = 0, 1
+TOKEN_NORMAL, TOKEN_CONTROL = 1, 3  # gguf token types
+VALIDATION_EVERY = 24  # every 24th document is held out
+
+
+@dataclass(frozen=True)
+class Config:
+    """Hyperparameters of the shipped model; matrix rows are multiples of 64, so Q8_0 fits."""
+
+    vocab: int = 2048
+    dim: int = 192
+    n_layers: int = 6
+    n_heads: int = 6
+    n_kv_heads: int = 2
+    ffn: int = 512
+    context: int = 512
+    rope_base: float = 10000.0
+    eps: float = 1e-5
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+
+# --------------------------------------------------------------------------------------------- text
+
+
+def prose_documents(text: str) -> list[str]:
+    """Chapters of a hard-wrapped novel, headings dropped, each paragraph on one line."""
+    text = text.replace("\r\n", "\n")
+    chapters = re.split(
+        r"(?m)^(?:CHAPTER [IVXLC]+|BOOK [A-Z]+.*|(?:FIRST|SECOND) EPILOGUE.*)\s*$", text
+    )
+    documents = []
+    for chapter in chapters:
+        paragraphs = [" ".join(p.split()) for p in re.split(r"\n\s*\n", chapter)]
+        document = "\n\n".join(p for p in paragraphs if p)
+        if len(document) > 200:
+            documents.append(document)
+    return documents
+
+
+def play_documents(text: str, speeches: int = 40) -> list[str]:
+    """Runs of consecutive speeches; verse lines are kept."""
+    parts = [p.strip() for p in re.split(r"\n\s*\n", text.replace("\r\n", "\n")) if p.strip()]
+    return ["\n\n".join(parts[i : i + speeches]) for i in range(0, len(parts), speeches)]
+
+
+def load_documents(data: Path) -> tuple[list[str], list[str]]:
+    """(training, validation) documents; the split depends on nothing but the files."""
+    documents = prose_documents((data / "war-and-peace.txt").read_text("utf-8"))
+    documents += play_documents((data / "tinyshakespeare.txt").read_text("utf-8"))
+    train = [d for i, d in enumerate(documents) if i % VALIDATION_EVERY != VALIDATION_EVERY - 1]
+    held_out = [d for i, d in enumerate(documents) if i % VALIDATION_EVERY == VALIDATION_EVERY - 1]
+    return train, held_out
+
+
+def train_tokenizer(documents: list[str], vocab: int) -> Any:
+    """Byte-level BPE with GPT-2's pre-tokeniser; ids 0 and 1 are the begin and end tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[BOS, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    if tokenizer.get_vocab_size() != vocab:
+        raise SystemExit(f"the vocabulary has {tokenizer.get_vocab_size()} tokens, wanted {vocab}")
+    return tokenizer
+
+
+def encode_documents(
+    encode: Callable[[str], list[int]], documents: list[str], paragraph_ends: set[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(all tokens with an end token after each document, offsets at which a paragraph begins)."""
+    tokens: list[int] = []
+    for document in documents:
+        tokens.extend(encode(document))
+        tokens.append(EOS_ID)
+    ends = paragraph_ends | {EOS_ID}
+    starts = [0, *(i + 1 for i, token in enumerate(tokens[:-1]) if token in ends)]
+    return np.array(tokens, np.int64), np.array(starts, np.int64)
+
+
+# -------------------------------------------------------------------------------------------- model
+
+
+def rope_tables(config: Config, length: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of position * base^(-2i/d), (length, head_dim / 2) each (arXiv:2104.09864)."""
+    inverse = config.rope_base ** (-torch.arange(0, config.head_dim, 2).float() / config.head_dim)
+    angle = torch.outer(torch.arange(length).float(), inverse)
+    return angle.cos(), angle.sin()
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (x[2i], x[2i+1]), as GGUF's llama does. x: (B, heads, T, head_dim)."""
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block; attributes carry the GGUF names."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        self.c = c
+        self.attn_norm = nn.RMSNorm(c.dim, c.eps)
+        self.attn_q = nn.Linear(c.dim, c.n_heads * c.head_dim, bias=False)
+        self.attn_k = nn.Linear(c.dim, c.n_kv_heads * c.head_dim, bias=False)
+        self.attn_v = nn.Linear(c.dim, c.n_kv_heads * c.head_dim, bias=False)
+        self.attn_output = nn.Linear(c.n_heads * c.head_dim, c.dim, bias=False)
+        self.ffn_norm = nn.RMSNorm(c.dim, c.eps)
+        self.ffn_gate = nn.Linear(c.dim, c.ffn, bias=False)
+        self.ffn_up = nn.Linear(c.dim, c.ffn, bias=False)
+        self.ffn_down = nn.Linear(c.ffn, c.dim, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        c, (b, t, _) = self.c, x.shape
+        h = self.attn_norm(x)
+        q = self.attn_q(h).view(b, t, c.n_heads, c.head_dim).transpose(1, 2)  # (B, heads, T, hd)
+        k = self.attn_k(h).view(b, t, c.n_kv_heads, c.head_dim).transpose(1, 2)
+        v = self.attn_v(h).view(b, t, c.n_kv_heads, c.head_dim).transpose(1, 2)
+        group = c.n_heads // c.n_kv_heads
+        q, k = rope(q, cos, sin), rope(k, cos, sin).repeat_interleave(group, 1)
+        a = F.scaled_dot_product_attention(q, k, v.repeat_interleave(group, 1), is_causal=True)
+        x = x + self.attn_output(a.transpose(1, 2).reshape(b, t, -1))
+        h = self.ffn_norm(x)
+        return x + self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h))
+
+
+class Model(nn.Module):
+    """Decoder with tied embeddings: tokens (B, T) -> logits (B, T, vocab)."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        self.c = c
+        self.token_embd = nn.Embedding(c.vocab, c.dim)
+        self.blk = nn.ModuleList(Block(c) for _ in range(c.n_layers))
+        self.output_norm = nn.RMSNorm(c.dim, c.eps)
+        for name, p in self.named_parameters():
+            if p.ndim == 2:
+                residual = name.endswith(("attn_output.weight", "ffn_down.weight"))
+                std = 0.02 / math.sqrt(2 * c.n_layers) if residual else 0.02
+                nn.init.normal_(p, 0.0, std * (2.0 if p.shape[0] != c.vocab else 1.0))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        cos, sin = rope_tables(self.c, tokens.shape[1])
+        x = self.token_embd(tokens)
+        for block in self.blk:
+            x = block(x, cos, sin)
+        return F.linear(self.output_norm(x), self.token_embd.weight)
+
+
+# ----------------------------------------------------------------------------------------- training
+
+
+def sample_batch(
+    tokens: np.ndarray, starts: np.ndarray, rng: np.random.Generator, batch: int, length: int
+) -> tuple[Tensor, Tensor]:
+    """`batch` windows, each opened by the begin token; half of them start at a paragraph."""
+    offsets = rng.integers(0, len(tokens) - length, batch)
+    paragraphs = rng.choice(starts[starts < len(tokens) - length], batch)
+    offsets = np.where(rng.random(batch) < 0.5, paragraphs, offsets)
+    y = np.stack([tokens[o : o + length] for o in offsets])
+    x = np.concatenate([np.full((batch, 1), BOS_ID), y[:, :-1]], 1)
+    return torch.from_numpy(x), torch.from_numpy(y)
+
+
+def windows(tokens: np.ndarray, length: int, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Up to `limit` consecutive windows spread evenly over `tokens`, in batches of 8."""
+    count = min(limit, len(tokens) // length)
+    offsets = np.linspace(0, len(tokens) - length, count).astype(int)
+    for i in range(0, count, 8):
+        y = np.stack([tokens[o : o + length] for o in offsets[i : i + 8]])
+        x = np.concatenate([np.full((len(y), 1), BOS_ID), y[:, :-1]], 1)
+        yield torch.from_numpy(x), torch.from_numpy(y)
+
+
+@torch.no_grad()
+def mean_loss(model: Model, tokens: np.ndarray, length: int = 256, limit: int = 64) -> float:
+    """Mean negative log-likelihood (nats per token) over evenly spread windows, in float32."""
+    total, count = 0.0, 0
+    for x, y in windows(tokens, length, limit):
+        total += F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum").item()
+        count += y.numel()
+    return total / count
+
+
+def bits_per_byte(loss: float, tokens: np.ndarray, documents: list[str]) -> float:
+    """Nats per token -> bits per UTF-8 byte of the text that the tokens spell."""
+    return loss / math.log(2) * len(tokens) / sum(len(d.encode()) for d in documents)
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write(temporary path)`, then rename, so that a reader never sees half a file."""
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def learning_rate(peak: float, done: float) -> float:
+    """Warm-up over 2 % of the time, flat to 30 %, then linear to zero; `done` is the share."""
+    return peak * min(1.0, done / 0.02, (1.0 - done) / 0.7)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised by five Newton-Schulz steps (Jordan et al., 2024).
+
+    The update of an (m, n) matrix is scaled by 0.2 sqrt(max(m, n)), which gives it AdamW's usual
+    root mean square (arXiv:2502.16982). Matrices of one shape are treated as one batch, several
+    times faster on a CPU than `torch.optim.Muon`, which takes them one by one.
+    """
+
+    def __init__(
+        self, params: list[Tensor], lr: float, weight_decay: float, momentum: float
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[Tensor]] = {}
+            for p in group["params"]:
+                shapes.setdefault(p.shape, []).append(p)
+            for (m, n), params in shapes.items():
+                updates = []
+                for p in params:
+                    buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    buffer.lerp_(p.grad, 1 - group["momentum"])
+                    updates.append(torch.lerp(p.grad, buffer, group["momentum"]))
+                x = torch.stack(updates)
+                x = self.orthogonalise(x.mT if m > n else x)
+                x = (x.mT if m > n else x) * (0.2 * math.sqrt(max(m, n)))
+                for p, update in zip(params, x, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.sub_(update, alpha=group["lr"])
+
+    @staticmethod
+    def orthogonalise(x: Tensor) -> Tensor:
+        """Push the singular values of wide matrices x: (batch, m, n) towards one."""
+        x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).bfloat16()
+        for _ in range(5):
+            gram = x @ x.mT
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        return x.float()
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train until `--minutes` of wall clock are spent, those of earlier runs included."""
+    config = Config()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    train_docs, held_out = load_documents(args.data)
+    tokenizer = train_tokenizer(train_docs, config.vocab)
+    write_atomically(args.work / "tokenizer.json", lambda p: tokenizer.save(str(p)))
+    ends = {i for token, i in tokenizer.get_vocab().items() if token.endswith("ĊĊ")}
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    tokens, starts = encode_documents(encode, train_docs, ends)
+    val_tokens, _ = encode_documents(encode, held_out, set())
+    model = Model(config)
+    size = sum(p.numel() for p in model.parameters())
+    print(
+        f"{size:,} parameters, {len(tokens):,} training and {len(val_tokens):,} validation tokens",
+        flush=True,
+    )
+
+    # Muon (orthogonalised momentum) for the matrices inside the blocks, AdamW for the rest.
+    matrices = [p for p in model.blk.parameters() if p.ndim == 2]
+    rest = [model.token_embd.weight, *(p for p in model.parameters() if p.ndim < 2)]
+    optimisers = [
+        Muon(matrices, lr=args.lr, weight_decay=0.1, momentum=0.95),
+        torch.optim.AdamW(rest, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True),
+    ]
+    checkpoint, step, spent = args.work / "checkpoint.pt", 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimiser, saved_state in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved_state)
+        step, spent = state["step"], state["spent"]
+    rng = np.random.default_rng((args.seed, step))
+    budget, begin, running, seen = args.minutes * 60.0, time.monotonic() - spent, 0.0, 0
+    reported = saved = spent
+
+    def save() -> None:
+        state = {
+            "model": model.state_dict(),
+            "optimisers": [o.state_dict() for o in optimisers],
+            "step": step,
+            "spent": spent,
+        }
+        write_atomically(checkpoint, lambda p: torch.save(state, p))
+
+    while (spent := time.monotonic() - begin) < budget:
+        done = spent / budget
+        # The full context comes last: short windows make more of a slow machine.
+        length, batch = (256, args.batch) if done < 0.75 else (config.context, args.batch // 2)
+        x, y = sample_batch(tokens, starts, rng, batch, length)
+        with torch.autocast("cpu", torch.bfloat16, enabled=not args.float32):
+            logits = model(x)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(args.lr, done)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        running, seen, step = running + loss.item(), seen + 1, step + 1
+        if spent - reported > 180:
+            val = mean_loss(model, val_tokens, limit=24)
+            rate = seen * batch * length / (spent - reported)
+            print(
+                f"{spent / 60:5.1f} min  step {step:5d}  train {running / seen:.4f}  "
+                f"val {val:.4f}  {rate:.0f} tokens/s",
+                flush=True,
+            )
+            running, seen, reported = 0.0, 0, spent
+        if spent - saved > 120:
+            save()
+            saved = spent
+    save()
+    report = {
+        "steps": step,
+        "minutes": args.minutes,
+        "train_loss": mean_loss(model, tokens),
+        "val_loss": mean_loss(model, val_tokens),
+    }
+    report["val_bits_per_byte"] = bits_per_byte(report["val_loss"], val_tokens, held_out)
+    report["train_bits_per_byte"] = bits_per_byte(report["train_loss"], tokens, train_docs)
+    write_atomically(
+        args.work / "report.json",
+        lambda p: p.write_text(json.dumps(report | asdict(config), indent=1)),
+    )
+    print(json.dumps(report, indent=1), flush=True)
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
+def metadata(config: Config, tokenizer: Any, report: dict[str, Any]) -> dict[str, Any]:
+    """Everything a reader needs besides the weights, under GGUF's standard keys."""
+    vocabulary = tokenizer.get_vocab()
+    model = json.loads(tokenizer.to_str())["model"]
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    kinds = [TOKEN_CONTROL if t in (BOS, EOS) else TOKEN_NORMAL for t in tokens]
+    return {
+        "general.architecture": "llama",
+        "general.type": "model",
+        "general.name": "tilewright default",
+        "general.description": (
+            "A very small language model trained from scratch on War and Peace (in the Maude "
+            "translation) and on plays of Shakespeare, both in the public domain. Validation: "
+            f"{report['val_loss']:.3f} nats per token, "
+            f"{report['val_bits_per_byte']:.3f} bits per byte."
+        ),
+        "general.author": "The tilewright developers",
+        "general.license": "mit",
+        "general.languages": ["en"],
+        "general.size_label": "2.8M",
+        "general.quantization_version": 2,
+        "general.file_type": 7,  # mostly Q8_0
+        "llama.vocab_size": config.vocab,
+        "llama.context_length": config.context,
+        "llama.embedding_length": config.dim,
+        "llama.block_count": config.n_layers,
+        "llama.feed_forward_length": config.ffn,
+        "llama.attention.head_count": config.n_heads,
+        "llama.attention.head_count_kv": config.n_kv_heads,
+        "llama.attention.layer_norm_rms_epsilon": config.eps,
+        "llama.rope.dimension_count": config.head_dim,
+        "llama.rope.freq_base": config.rope_base,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.merges": [
+            m if isinstance(m, str) else " ".join(m) for m in model["merges"]
+        ],
+        "tokenizer.ggml.bos_token_id": BOS_ID,
+        "tokenizer.ggml.eos_token_id": EOS_ID,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": False,
+    }
+
+
+def tensors(model: Model) -> dict[str, np.ndarray]:
+    """Weights by their GGUF names, float32; a matrix is (outputs, inputs)."""
+    return {name: p.detach().float().numpy() for name, p in model.named_parameters()}
+
+
+def load_gguf(path: Path) -> tuple[Model, Tokenizer]:
+    """(model with the file's weights, its tokenizer)."""
+    with open_gguf(path) as file:
+        weights = {name: torch.from_numpy(file.dequantize(name)) for name in file.tensors}
+        tokenizer = tilewright.tokenizers.from_gguf(file)
+    model = Model(Config())
+    model.load_state_dict(weights)
+    return model, tokenizer
+
+
+def evaluate_file(path: Path, data: Path, split: str) -> tuple[float, float]:
+    """(nats per token, bits per byte) of the file's weights on the "train" or "val" documents."""
+    model, tokenizer = load_gguf(path)
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special=False)
+
+    documents = dict(zip(("train", "val"), load_documents(data), strict=True))[split]
+    tokens, _ = encode_documents(encode, documents, set())
+    loss = mean_loss(model, tokens)
+    return loss, bits_per_byte(loss, tokens, documents)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write the last checkpoint of `--work` as GGUF."""
+    import tokenizers
+
+    model = Model(Config())
+    model.load_state_dict(torch.load(args.work / "checkpoint.pt", weights_only=True)["model"])
+    tokenizer = tokenizers.Tokenizer.from_file(str(args.work / "tokenizer.json"))
+    report = json.loads((args.work / "report.json").read_text("utf-8"))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    keys = metadata(Config(), tokenizer, report)
+    sources = [
+        tensor_from_array(name, array, GGMLType.Q8_0 if array.ndim == 2 else None)
+        for name, array in tensors(model).items()
+    ]
+    write_gguf(args.out, keys, sources)
+    size = args.out.stat().st_size
+    if size > MAX_BYTES:
+        raise SystemExit(f"{args.out} has {size:,} bytes, the limit is {MAX_BYTES:,}")
+    print(f"{args.out}: {size:,} bytes")
+
+
+@torch.no_grad()
+def sample(model: Model, tokenizer: Tokenizer, prompt: str, count: int, temperature: float) -> str:
+    """Continue `prompt` by `count` tokens (greedy at temperature 0), recomputing everything."""
+    ids = tokenizer.encode(prompt)
+    for _ in range(count):
+        logits = model(torch.tensor([ids[-model.c.context :]]))[0, -1]
+        if temperature == 0:
+            ids.append(int(logits.argmax()))
+        else:
+            ids.append(int(torch.multinomial(F.softmax(logits / temperature, -1), 1)))
+        if ids[-1] == EOS_ID:
+            break
+    return tokenizer.decode(ids, skip_special=True)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Print the losses of a GGUF file and two samples of its prose."""
+    for split in ("train", "val"):
+        loss, bits = evaluate_file(args.file, args.data, split)
+        print(f"{split}: {loss:.4f} nats per token, {bits:.4f} bits per byte")
+    model, tokenizer = load_gguf(args.file)
+    torch.manual_seed(0)
+    for temperature in (0.0, 0.8):
+        text = sample(model, tokenizer, args.prompt, 100, temperature)
+        print(f"--- temperature {temperature}\n{text}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    p = commands.add_parser("train", help="train the tokenizer and the model")
+    p.set_defaults(run=train)
+    p.add_argument("--data", type=Path, required=True)
+    p.add_argument("--work", type=Path, required=True)
+    p.add_argument("--minutes", type=float, default=55.0)
+    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--batch", type=int, default=16, help="windows of 256 tokens in a step")
+    p.add_argument("--lr", type=float, default=3e-3)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--float32", action="store_true", help="no bfloat16 autocast")
+    p = commands.add_parser("export", help="write the trained model as GGUF")
+    p.set_defaults(run=export)
+    p.add_argument("--work", type=Path, required=True)
+    p.add_argument("--out", type=Path, required=True)
+    p = commands.add_parser("evaluate", help="losses and samples of a GGUF file")
+    p.set_defaults(run=evaluate)
+    p.add_argument("file", type=Path)
+    p.add_argument("--data", type=Path, required=True)
+    p.add_argument("--prompt", default="The old general looked at the map and said,")
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
