@@ -1,0 +1,69 @@
+"""What commands share: loading with progress, and tables."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tilewright.generate.model import Model, load
+
+__all__ = ["Progress", "gigabytes", "load_model", "table"]
+
+
+class Progress:
+    """One line on stderr that rewrites itself; silent when stderr is no terminal."""
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled and sys.stderr.isatty()
+        self._shown = 0.0
+        self._dirty = False
+
+    def __call__(self, what: str, fraction: float) -> None:
+        now = time.monotonic()
+        if not self.enabled or now - self._shown < 0.1:
+            return
+        self._shown = now
+        self._dirty = True
+        sys.stderr.write(f"\r{what} {fraction:4.0%}\x1b[K")
+        sys.stderr.flush()
+
+    def done(self) -> None:
+        """Take the line away."""
+        if self._dirty:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+def load_model(
+    path: Path | None, *, threads: int | None, context: int | None, quiet: bool = False
+) -> Model:
+    """Load with a progress line; notes and the memory plan go to stderr."""
+    progress = Progress(enabled=not quiet)
+    try:
+        model = load(path, threads=threads, context=context, max_sequences=1, progress=progress)
+    finally:
+        progress.done()
+    if not quiet:
+        parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in model.plan.items())
+        print(f"{model.config.summary()}; {parts}", file=sys.stderr)
+    for note in model.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return model
+
+
+def gigabytes(size: float) -> str:
+    """``1.2 GB``, ``34.5 MB``, ``678 B``."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size:.0f} B"
+
+
+def table(rows: Iterable[Sequence[object]]) -> str:
+    """Columns padded to equal width, two spaces apart."""
+    cells = [[str(c) for c in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))] if cells else []
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in cells]
+    return "\n".join(lines)

@@ -1,0 +1,85 @@
+"""Memory plan: where in one arena each intermediate result lives.
+
+Sizes are those of the largest shapes, so the plan holds for every step. Two results may share bytes
+when the last reader of one runs before the other is written. Offsets are found best fit, largest
+first among those that start earliest, and aligned to 64 bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilewright.graph import Graph, Node, upper_bound
+from tilewright.ops import table
+from tilewright.runtime.buffers import padded_strides
+
+__all__ = ["ALIGN", "MemoryPlan", "is_alias", "plan_memory"]
+
+ALIGN = 64
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Offsets (bytes) and strides (elements) of every result, and the arena's size in bytes."""
+
+    offsets: dict[Node, int]
+    strides: dict[Node, tuple[int, ...]]
+    arena_bytes: int
+
+
+def is_alias(node: Node) -> bool:
+    """Whether the node's bytes belong to one of its inputs."""
+    if node.is_leaf or node.op == "rows":
+        return False
+    entry = table.get(node.op)
+    return entry.view is not None or entry.state is not None
+
+
+def plan_memory(graph: Graph) -> MemoryPlan:
+    """Assign an offset to every node that needs memory of its own."""
+    order = graph.nodes()
+    position = {node: i for i, node in enumerate(order)}
+    last_use: dict[Node, int] = {}
+    for node in reversed(order):
+        end = last_use.get(node, position[node])
+        for source in node.inputs:
+            # a view, or a result of a fused kernel, keeps what it points into alive
+            reach = max(end, position[node]) if is_alias(node) else position[node]
+            last_use[source] = max(last_use.get(source, 0), reach)
+    for node in graph.outputs.values():
+        source = node
+        while is_alias(source):
+            source = source.inputs[0]
+        last_use[source] = last_use[node] = len(order)
+
+    offsets: dict[Node, int] = {}
+    strides: dict[Node, tuple[int, ...]] = {}
+    live: list[tuple[int, int, int]] = []  # (offset, end, last use)
+    total = 0
+    for node in order:
+        if node.is_leaf or node.op == "rows" or is_alias(node):
+            continue
+        # the fused kernel writes its results where it stands in the order
+        start = position[node.inputs[0]] if node.op == "result" else position[node]
+        shape = upper_bound(node.shape)
+        strides[node] = padded_strides(shape, node.dtype)
+        size = shape[0] * strides[node][0] * node.dtype.nbytes if shape else node.dtype.nbytes
+        size = -(-size // ALIGN) * ALIGN
+        busy = sorted((o, e) for o, e, last in live if last >= start)
+        offset = _best_fit(busy, size)
+        offsets[node] = offset
+        end = last_use.get(node, position[node])
+        live.append((offset, offset + size, end))
+        total = max(total, offset + size)
+    return MemoryPlan(offsets, strides, total)
+
+
+def _best_fit(busy: list[tuple[int, int]], size: int) -> int:
+    """The start of the smallest gap that holds ``size``; behind everything if none does."""
+    best, best_gap, cursor = -1, 0, 0
+    for start, end in busy:
+        gap = start - cursor
+        if gap >= size and (best < 0 or gap < best_gap):
+            best, best_gap = cursor, gap
+        cursor = max(cursor, end)
+    return best if best >= 0 else cursor

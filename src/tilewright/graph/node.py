@@ -1,0 +1,144 @@
+"""Nodes: the one IR between models and programs.
+
+A :class:`Node` is an op, its inputs and its attributes, with a shape (ints or symbolic sizes) and
+a dtype. Nodes are immutable; a pass makes new ones with :func:`rewrite`. Leaves are
+
+* ``input``: fed at every step (attrs: ``name``),
+* ``weight``: constant data; attrs ``weight`` holds an object the ops room understands,
+* ``state``: a named buffer that the program reads and writes in place (a KV cache).
+
+An op that writes into a state says so in its table entry and returns the new version of the state,
+so that order is data flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tilewright.dtypes import DType
+from tilewright.graph.dims import Shape, shape_of
+
+__all__ = [
+    "LEAVES",
+    "Graph",
+    "Node",
+    "consumers",
+    "input_node",
+    "rewrite",
+    "state_node",
+    "topological",
+    "weight_node",
+]
+
+LEAVES = frozenset({"input", "weight", "state"})
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation in a graph. Identity is what distinguishes nodes."""
+
+    op: str
+    inputs: tuple[Node, ...]
+    shape: Shape
+    dtype: DType
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+
+    def __repr__(self) -> str:
+        label = f" {self.name!r}" if self.name else ""
+        return f"<{self.op}{label} {self.dtype}{shape_of(self.shape)}>"
+
+    @property
+    def is_leaf(self) -> bool:
+        return self.op in LEAVES
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Named outputs and everything they depend on."""
+
+    outputs: Mapping[str, Node]
+
+    def nodes(self) -> list[Node]:
+        """Every node, inputs before users; the order depends only on the graph's structure."""
+        return topological(self.outputs.values())
+
+    def __str__(self) -> str:
+        names: dict[Node, str] = {}
+        lines = []
+        for node in self.nodes():
+            names[node] = f"%{len(names)}"
+            attrs = ", ".join(f"{k}={_short(v)}" for k, v in node.attrs.items())
+            args = ", ".join(names[i] for i in node.inputs)
+            label = f"  # {node.name}" if node.name else ""
+            lines.append(
+                f"{names[node]} = {node.op}({args})"
+                + (f" {{{attrs}}}" if attrs else "")
+                + f" : {node.dtype}{shape_of(node.shape)}{label}"
+            )
+        lines += [f"return {name} = {names[node]}" for name, node in self.outputs.items()]
+        return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def input_node(name: str, shape: Shape, dtype: DType) -> Node:
+    """A leaf that is fed at every step."""
+    return Node("input", (), shape, dtype, {"name": name}, name)
+
+
+def state_node(name: str, shape: Shape, dtype: DType) -> Node:
+    """A leaf whose buffer outlives the step."""
+    return Node("state", (), shape, dtype, {"name": name}, name)
+
+
+def weight_node(name: str, shape: Shape, dtype: DType, weight: Any) -> Node:
+    """A leaf with constant data."""
+    return Node("weight", (), shape, dtype, {"weight": weight}, name)
+
+
+def topological(roots: Iterable[Node]) -> list[Node]:
+    """Every node reachable from ``roots``, inputs first (iterative: graphs may be deep)."""
+    order: list[Node] = []
+    done: set[Node] = set()
+    for root in roots:
+        stack: list[tuple[Node, int]] = [(root, 0)]
+        while stack:
+            node, i = stack.pop()
+            if node in done:
+                continue
+            if i < len(node.inputs):
+                stack.append((node, i + 1))
+                if node.inputs[i] not in done:
+                    stack.append((node.inputs[i], 0))
+                continue
+            done.add(node)
+            order.append(node)
+    return order
+
+
+def consumers(graph: Graph) -> dict[Node, list[Node]]:
+    """Who uses each node (graph outputs are not counted)."""
+    users: dict[Node, list[Node]] = {}
+    for node in graph.nodes():
+        for source in dict.fromkeys(node.inputs):
+            users.setdefault(source, []).append(node)
+    return users
+
+
+def rewrite(graph: Graph, rule: Callable[[Node], Node]) -> Graph:
+    """Rebuild the graph bottom up; ``rule`` sees each node with its inputs already replaced."""
+    new: dict[Node, Node] = {}
+    for node in graph.nodes():
+        inputs = tuple(new[i] for i in node.inputs)
+        same = all(a is b for a, b in zip(inputs, node.inputs))
+        candidate = (
+            node if same else Node(node.op, inputs, node.shape, node.dtype, node.attrs, node.name)
+        )
+        new[node] = rule(candidate)
+    return Graph({name: new[node] for name, node in graph.outputs.items()})
