@@ -1,0 +1,229 @@
+"""Causal attention over the paged cache, with grouped queries and ragged batches.
+
+Flash attention (Dao et al. 2022): one pass over the keys of a sequence in ascending blocks of one
+page, with a running maximum, sum and weighted values per query. A query row's arithmetic depends on
+its own position only: a block that is masked for it leaves its state as it was, bit for bit, so a
+token's result is the same in whatever tile, chunk or batch it is computed.
+
+Work comes as tiles (n_tiles, 3) i32 = (sequence, first row, tokens): consecutive tokens of one
+sequence, at most :data:`TILE_TOKENS`. One program does one tile and one KV head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tilewright import lang as tl
+from tilewright.dtypes import f32
+from tilewright.errors import ShapeError
+from tilewright.lang import (
+    Array,
+    Const,
+    arange,
+    dot,
+    exp,
+    expand_dims,
+    fma,
+    full,
+    program_id,
+    scratch,
+    unroll,
+    where,
+    zeros,
+)
+from tilewright.ops.calls import KernelCall
+from tilewright.ops.kvcache import PAGE, read_cache
+from tilewright.ops.rope import by_heads
+from tilewright.runtime.buffers import Buffer
+from tilewright.runtime.launch import kernel
+
+__all__ = ["PAGE", "TILE_TOKENS", "attention_calls", "attention_reference", "attention_tiles"]
+
+TILE_TOKENS = 16
+_ROWS = 8
+
+
+def attention_tiles(lengths: Sequence[int], tile: int = TILE_TOKENS) -> np.ndarray:
+    """Tiles (n, 3) i32 for a batch whose sequences contribute ``lengths`` consecutive tokens."""
+    rows: list[tuple[int, int, int]] = []
+    first = 0
+    for sequence, n in enumerate(lengths):
+        rows += [(sequence, first + t, min(tile, n - t)) for t in range(0, n, tile)]
+        first += n
+    return np.array(rows, np.int32).reshape(-1, 3)
+
+
+def attention_reference(
+    q: np.ndarray,
+    positions: np.ndarray,
+    sequences: np.ndarray,
+    page_table: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    scale: float,
+) -> np.ndarray:
+    """softmax(q k^T * scale) v in float64, rounded once; q (T, H * head_dim) -> same shape."""
+    kv_heads, head_dim = keys.shape[1], keys.shape[2]
+    heads = q.shape[1] // head_dim
+    group = heads // kv_heads
+    out = np.zeros((q.shape[0], heads, head_dim))
+    for t, (pos, seq) in enumerate(zip(positions, sequences)):
+        k, v = read_cache(keys, values, page_table[seq], int(pos) + 1)
+        rows = q[t].reshape(kv_heads, group, head_dim).astype(np.float64)
+        scores = np.einsum("hgd,nhd->hgn", rows, k.astype(np.float64)) * scale
+        weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+        weights /= weights.sum(axis=2, keepdims=True)
+        mixed = np.einsum("hgn,nhd->hgd", weights, v.astype(np.float64))
+        out[t] = mixed.reshape(heads, head_dim)
+    return out.reshape(q.shape).astype(np.float32)
+
+
+def _attend_page(qs, scores, mixed, top, total, k, v, first_key, row_pos, R, HD, DW):
+    """One block of 64 keys for R rows; returns the running maximum and sum.
+
+    qs (R, HD) scaled queries, mixed (R, HD) weighted values so far, scores (R, 64) scratch;
+    k (page, head) -> (HD, 64) and v -> (64, HD) are given as (array, page, head).
+    """
+    keys, page, head = k
+    values = v
+    columns = arange(0, 64) + first_key
+    for half in unroll(2):
+        part = dot(
+            qs[0:R, 0:HD], keys[page, head, 0:HD, half * 32 : half * 32 + 32], zeros((R, 32), f32)
+        )
+        at = expand_dims(columns[half * 32 : half * 32 + 32], 0)
+        part = where(at <= expand_dims(row_pos, 1), part, -math.inf)
+        scores[0:R, half * 32 : half * 32 + 32] = part
+    all_scores = scores[0:R, 0:64]
+    new_top = tl.maximum(top, tl.max(all_scores, axis=1))
+    weights = exp(all_scores - expand_dims(new_top, 1))
+    decay = exp(top - new_top)
+    scores[0:R, 0:64] = weights
+    total = fma(total, decay, tl.sum(weights, axis=1))
+    for d in unroll(range(0, HD, DW)):
+        acc = mixed[0:R, d : d + DW] * expand_dims(decay, 1)
+        acc = dot(scores[0:R, 0:64], values[page, head, 0:64, d : d + DW], acc)
+        mixed[0:R, d : d + DW] = acc
+    return new_top, total
+
+
+@kernel
+def paged_attention(
+    q: Array,
+    positions: Array,
+    page_table: Array,
+    tiles: Array,
+    keys: Array,
+    values: Array,
+    out: Array,
+    scale: f32,
+    G: Const,
+    TOKENS: Const,
+    HEADS: Const,
+    HD: Const,
+    DW: Const,
+):
+    """out (T, H, HD) for one tile and one KV head, TOKENS x HEADS query rows at a time.
+
+    Rows past the tile's last token repeat it: they compute and store the same bits again.
+    """
+    head = program_id(0)
+    tile = program_id(1)
+    sequence = tiles[tile, 0]
+    first = tiles[tile, 1]
+    last = first + tiles[tile, 2] - 1
+    R = TOKENS * HEADS
+    qs = scratch((R, HD), f32)
+    scores = scratch((R, 64), f32)
+    mixed = scratch((R, HD), f32)
+    for token in range(first, last + 1, TOKENS):
+        until = positions[tl.minimum(token + TOKENS - 1, last)]
+        for g in range(0, G, HEADS):
+            for i in unroll(TOKENS):
+                row = tl.minimum(token + i, last)
+                for j in unroll(HEADS):
+                    qs[i * HEADS + j, 0:HD] = q[row, head * G + g + j, 0:HD] * scale
+                    mixed[i * HEADS + j, 0:HD] = zeros((HD,), f32)
+            rows = tl.minimum(token + arange(0, R) // HEADS, last)
+            row_pos = positions[rows].to(tl.i64)
+            top = full((R,), -math.inf, f32)
+            total = zeros((R,), f32)
+            for block in range(until // 64 + 1):
+                page = page_table[sequence, block]
+                top, total = _attend_page(
+                    qs,
+                    scores,
+                    mixed,
+                    top,
+                    total,
+                    (keys, page, head),
+                    values,
+                    block * 64,
+                    row_pos,
+                    R,
+                    HD,
+                    DW,
+                )
+            for i in unroll(TOKENS):
+                row = tl.minimum(token + i, last)
+                for j in unroll(HEADS):
+                    r = i * HEADS + j
+                    # + 0.0: a masked block may turn -0.0 into 0.0, so zeros are made positive
+                    out[row, head * G + g + j, 0:HD] = mixed[r, 0:HD] / total[r] + 0.0
+
+
+def attention_calls(
+    q: Buffer,
+    positions: Buffer,
+    page_table: Buffer,
+    tiles: Buffer,
+    keys: Buffer,
+    values: Buffer,
+    out: Buffer,
+    *,
+    scale: float | None = None,
+) -> list[KernelCall]:
+    """Attention of every query row over its sequence's cache up to its own position.
+
+    Args:
+        q, out: f32 (T, H * head_dim), not overlapping.
+        positions: i32 (T,); the cache already holds the keys up to each.
+        page_table: i32 (sequences, max_pages).
+        tiles: i32 (n_tiles, 3), see :func:`attention_tiles`.
+        keys, values: one layer's cache.
+        scale: default ``1 / sqrt(head_dim)``.
+    """
+    kv_heads, head_dim = int(keys.shape[1]), int(keys.shape[2])
+    heads = int(q.shape[1]) // head_dim
+    if q.shape[1] != heads * head_dim or heads % kv_heads or tuple(q.shape) != tuple(out.shape):
+        raise ShapeError(
+            f"attention: q {tuple(q.shape)}, out {tuple(out.shape)} with {kv_heads} KV heads of "
+            f"{head_dim}: wants equal shapes and whole groups of heads"
+        )
+    group = heads // kv_heads
+    tokens = int(q.shape[0])
+    n_tiles = int(tiles.shape[0])
+    together = _ROWS if group % _ROWS == 0 else group if group < _ROWS else math.gcd(group, _ROWS)
+    many = tokens > n_tiles  # some tile has several tokens
+    consts: dict[str, Any] = {
+        "G": group,
+        "HEADS": together,
+        "TOKENS": max(1, _ROWS // together) if many else 1,
+        "HD": head_dim,
+        "DW": math.gcd(head_dim, 32),
+    }
+    args = (
+        by_heads(q, head_dim),
+        positions,
+        page_table,
+        tiles,
+        keys,
+        values,
+        by_heads(out, head_dim),
+        head_dim**-0.5 if scale is None else scale,
+    )
+    return [KernelCall(paged_attention, (kv_heads, n_tiles), args, consts)]

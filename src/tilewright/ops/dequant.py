@@ -1,0 +1,357 @@
+"""The generic way for block formats: dequantise the file's own rows, then multiply in f32.
+
+One inline function per ggml type turns 32 values of a block into f32, with the same operations in
+the same order as ggml's ``dequantize_row_*`` (and the ``gguf`` package), so values are equal bit
+for bit. They serve embedding lookups of every type and matrix products of the types that have no
+integer kernel. Block layouts: ``ggml-common.h``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tilewright.dtypes import DType, bf16, f16, f32, i8, i32, u16, u32
+from tilewright.errors import ShapeError, UnsupportedError
+from tilewright.lang import (
+    Array,
+    Arrays,
+    Const,
+    Inline,
+    arange,
+    bitcast,
+    concatenate,
+    dot,
+    program_id,
+    scratch,
+    unroll,
+    where,
+    zeros,
+)
+from tilewright.ops.calls import KernelCall
+from tilewright.ops.packed import PANEL, PackedMatrix, block_layout
+from tilewright.ops.quantized import no_epilogue
+from tilewright.runtime.buffers import Buffer, from_array
+from tilewright.runtime.launch import kernel
+
+__all__ = [
+    "BLOCKS",
+    "PLAIN",
+    "BlockFormat",
+    "dequantize_rows",
+    "generic_matmul_calls",
+    "lookup_calls",
+]
+
+# Each function below: values 32 * part .. 32 * part + 31 of the block at byte ``at`` of a row.
+# ``part`` is known at compile time.
+
+
+def half(raw, row, at):
+    """The f16 at byte ``at``, as f32."""
+    bits = raw[row, at].to(u16) | (raw[row, at + 1].to(u16) << 8)
+    return bitcast(bits, f16).to(f32)
+
+
+def word(raw, row, at):
+    """The little-endian u32 at byte ``at``."""
+    low = raw[row, at].to(u32) | (raw[row, at + 1].to(u32) << 8)
+    return low | (raw[row, at + 2].to(u32) << 16) | (raw[row, at + 3].to(u32) << 24)
+
+
+def signed(raw, row, at):
+    """The i8 at byte ``at``, as i32."""
+    return bitcast(raw[row, at], i8).to(i32)
+
+
+def nibbles(raw, row, at):
+    """16 bytes -> 32 values: all low nibbles, then all high ones, i32."""
+    q = raw[row, at : at + 16].to(i32)
+    return concatenate((q & 15, q >> 4), 0)
+
+
+def fifth_bits(raw, row, at):
+    """Bit i of the u32 at byte ``at`` for value i, worth 16; i32."""
+    bits = (word(raw, row, at) >> arange(0, 32).to(u32)) & 1
+    return bits.to(i32) << 4
+
+
+def by_sixteen(low, high, q):
+    """q (32,) f32 with one factor for each half."""
+    return concatenate((low * q[0:16], high * q[16:32]), 0)
+
+
+def q4_0_part(raw, row, at, part):
+    return half(raw, row, at) * (nibbles(raw, row, at + 2) - 8).to(f32)
+
+
+def q4_1_part(raw, row, at, part):
+    return half(raw, row, at) * nibbles(raw, row, at + 4).to(f32) + half(raw, row, at + 2)
+
+
+def q5_0_part(raw, row, at, part):
+    q = (nibbles(raw, row, at + 6) | fifth_bits(raw, row, at + 2)) - 16
+    return half(raw, row, at) * q.to(f32)
+
+
+def q5_1_part(raw, row, at, part):
+    q = nibbles(raw, row, at + 8) | fifth_bits(raw, row, at + 4)
+    return half(raw, row, at) * q.to(f32) + half(raw, row, at + 2)
+
+
+def q8_0_part(raw, row, at, part):
+    return bitcast(raw[row, at + 2 : at + 34], i8).to(f32) * half(raw, row, at)
+
+
+IQ4_NL_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+
+
+def iq4_nl_part(raw, row, at, part):
+    q = nibbles(raw, row, at + 2)
+    value = zeros((32,), f32)
+    for i in unroll(16):
+        value = where(q == i, float(IQ4_NL_VALUES[i]), value)
+    return half(raw, row, at) * value
+
+
+def q2_k_part(raw, row, at, part):
+    d = half(raw, row, at + 80)
+    dmin = half(raw, row, at + 82)
+    a = raw[row, at + 2 * part].to(i32)
+    b = raw[row, at + 2 * part + 1].to(i32)
+    start = at + 16 + 32 * (part // 4)
+    q = ((raw[row, start : start + 32].to(i32) >> (2 * (part % 4))) & 3).to(f32)
+    low = (d * (a & 15).to(f32)) * q[0:16] - dmin * (a >> 4).to(f32)
+    high = (d * (b & 15).to(f32)) * q[16:32] - dmin * (b >> 4).to(f32)
+    return concatenate((low, high), 0)
+
+
+def q3_k_scale(raw, row, at, i):
+    """Scale i of 16: six bits, four in bytes 96..103, two in bytes 104..107."""
+    low = (raw[row, at + 96 + i % 8].to(i32) >> (4 * (i // 8))) & 15
+    high = (raw[row, at + 104 + i % 4].to(i32) >> (2 * (i // 4))) & 3
+    return ((low | (high << 4)) - 32).to(f32)
+
+
+def q3_k_part(raw, row, at, part):
+    d = half(raw, row, at + 108)
+    start = at + 32 + 32 * (part // 4)
+    low = (raw[row, start : start + 32].to(i32) >> (2 * (part % 4))) & 3
+    kept = (raw[row, at : at + 32].to(i32) >> part) & 1  # a set bit means: nothing to subtract
+    q = (low - ((kept ^ 1) << 2)).to(f32)
+    first = d * q3_k_scale(raw, row, at, 2 * part)
+    return by_sixteen(first, d * q3_k_scale(raw, row, at, 2 * part + 1), q)
+
+
+def six_bit_scale(raw, row, at, part):
+    """Scale ``part`` of 8 in the 12 packed bytes at ``at`` (Q4_K, Q5_K)."""
+    if part < 4:
+        value = raw[row, at + part].to(i32) & 63
+    else:
+        low = raw[row, at + 4 + part].to(i32) & 15
+        value = low | ((raw[row, at + part - 4].to(i32) >> 2) & 48)
+    return value.to(f32)
+
+
+def six_bit_min(raw, row, at, part):
+    """Minimum ``part`` of 8 in the 12 packed bytes at ``at`` (Q4_K, Q5_K)."""
+    if part < 4:
+        value = raw[row, at + 4 + part].to(i32) & 63
+    else:
+        low = raw[row, at + 4 + part].to(i32) >> 4
+        value = low | ((raw[row, at + part].to(i32) >> 2) & 48)
+    return value.to(f32)
+
+
+def q4_k_part(raw, row, at, part):
+    d = half(raw, row, at) * six_bit_scale(raw, row, at + 4, part)
+    m = half(raw, row, at + 2) * six_bit_min(raw, row, at + 4, part)
+    start = at + 16 + 32 * (part // 2)
+    q = (raw[row, start : start + 32].to(i32) >> (4 * (part % 2))) & 15
+    return d * q.to(f32) - m
+
+
+def q5_k_part(raw, row, at, part):
+    d = half(raw, row, at) * six_bit_scale(raw, row, at + 4, part)
+    m = half(raw, row, at + 2) * six_bit_min(raw, row, at + 4, part)
+    start = at + 48 + 32 * (part // 2)
+    low = (raw[row, start : start + 32].to(i32) >> (4 * (part % 2))) & 15
+    high = (raw[row, at + 16 : at + 48].to(i32) >> part) & 1
+    return d * (low | (high << 4)).to(f32) - m
+
+
+def q6_k_part(raw, row, at, part):
+    d = half(raw, row, at + 208)
+    b = part % 4
+    start = at + 64 * (part // 4) + 32 * (b % 2)
+    low = (raw[row, start : start + 32].to(i32) >> (4 * (b // 2))) & 15
+    top = at + 128 + 32 * (part // 4)
+    high = (raw[row, top : top + 32].to(i32) >> (2 * b)) & 3
+    q = ((low | (high << 4)) - 32).to(f32)
+    first = d * signed(raw, row, at + 192 + 2 * part).to(f32)
+    return by_sixteen(first, d * signed(raw, row, at + 192 + 2 * part + 1).to(f32), q)
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """How to read one block type: values and bytes per block, and the function for 32 values."""
+
+    values: int
+    nbytes: int
+    part: Callable[..., Any]
+
+
+_PARTS: Mapping[str, Callable[..., Any]] = {
+    "q4_0": q4_0_part,
+    "q4_1": q4_1_part,
+    "q5_0": q5_0_part,
+    "q5_1": q5_1_part,
+    "q8_0": q8_0_part,
+    "iq4_nl": iq4_nl_part,
+    "q2_k": q2_k_part,
+    "q3_k": q3_k_part,
+    "q4_k": q4_k_part,
+    "q5_k": q5_k_part,
+    "q6_k": q6_k_part,
+}
+BLOCKS: Mapping[str, BlockFormat] = {
+    name: BlockFormat(*block_layout(name), part) for name, part in _PARTS.items()
+}
+PLAIN: Mapping[str, DType] = {"f32": f32, "f16": f16, "bf16": bf16}
+
+
+# --- rows by id ----------------------------------------------------------------------------------
+
+
+@kernel
+def lookup_blocks(ids: Array, raw: Array, y: Array, VALUES: Const, BYTES: Const, part: Inline):
+    """One block of row ids[t] of raw (N, row_bytes) per program, as f32 into y (T, K)."""
+    t = program_id(1)
+    block = program_id(0)
+    row = ids[t]
+    for p in unroll(VALUES // 32):
+        at = block * VALUES + 32 * p
+        y[t, at : at + 32] = part(raw, row, block * BYTES, p)
+
+
+@kernel
+def lookup_plain(ids: Array, table: Array, y: Array):
+    """256 values of row ids[t] of table (N, K) per program, as f32 into y (T, K)."""
+    t = program_id(1)
+    start = program_id(0) * 256
+    row = ids[t]
+    for j in range(start, start + 256, 64):
+        y[t, j : j + 64] = table[row, j : j + 64].to(f32)
+
+
+def lookup_calls(ids: Buffer, raw: Buffer, type: str, y: Buffer) -> list[KernelCall]:
+    """``y[t] = dequantised row ids[t]``.
+
+    Args:
+        ids: i32 (T,), each within the rows (checked by the caller; others read as zero bytes).
+        raw: u8 (N, row_bytes), rows in the file's layout, contiguous.
+        type: ggml type name, any case.
+        y: f32 (T, K).
+    """
+    name = type.lower()
+    tokens, k = int(y.shape[0]), int(y.shape[1])
+    block, nbytes = block_layout(name)
+    if k % block or int(raw.shape[1]) != k // block * nbytes or int(ids.shape[0]) != tokens:
+        raise ShapeError(
+            f"lookup: rows of {raw.shape[1]} bytes of {type} and {ids.shape[0]} ids do not give "
+            f"y {tuple(y.shape)}"
+        )
+    if name in PLAIN:
+        dtype = PLAIN[name]
+        table = raw.view((raw.shape[0], k), (raw.strides[0] // dtype.nbytes, 1), 0, dtype)
+        return [KernelCall(lookup_plain, (-(-k // 256), tokens), (ids, table, y), {})]
+    fmt = BLOCKS[name]
+    consts = {"VALUES": fmt.values, "BYTES": fmt.nbytes, "part": fmt.part}
+    return [KernelCall(lookup_blocks, (k // fmt.values, tokens), (ids, raw, y), consts)]
+
+
+def dequantize_rows(raw: np.ndarray, type: str, k: int) -> np.ndarray:
+    """All rows of raw (N, row_bytes) u8 as float32 (N, k)."""
+    rows = np.ascontiguousarray(raw)
+    out = np.empty((rows.shape[0], k), np.float32)
+    ids = np.arange(rows.shape[0], dtype=np.int32)
+    for call in lookup_calls(from_array(ids), from_array(rows), type, from_array(out)):
+        call.kernel[call.grid](*call.args, **call.consts)
+    return out
+
+
+# --- matrix product ------------------------------------------------------------------------------
+
+
+def _tile(x, wide, y, extras, t, n0, k0, K, KC, MT, epilogue):
+    """Add k0 : k0 + KC to MT rows of y; partial sums wait in y itself."""
+    acc = zeros((MT, 32), f32)
+    if k0 > 0:
+        acc = y[t : t + MT, n0 : n0 + 32]
+    acc = dot(x[t : t + MT, k0 : k0 + KC], wide[0:KC, 0:32], acc)
+    if k0 + KC >= K:
+        acc = epilogue(acc, t, n0, extras)
+    y[t : t + MT, n0 : n0 + 32] = acc
+
+
+@kernel
+def generic_matmul(
+    x: Array,
+    raw: Array,
+    y: Array,
+    extras: Arrays,
+    K: Const,
+    KC: Const,
+    MT: Const,
+    VALUES: Const,
+    BYTES: Const,
+    part: Inline,
+    epilogue: Inline,
+):
+    """y (T, N): 32 rows of W per program, KC values at a time in f32 for all tokens."""
+    n0 = program_id(0) * 32
+    tokens = x.shape[0]
+    tiled = tokens // MT * MT
+    wide = scratch((KC, 32), f32)
+    for k0 in range(0, K, KC):
+        for r in range(32):
+            for b in range(KC // VALUES):
+                at = (k0 // VALUES + b) * BYTES
+                for p in unroll(VALUES // 32):
+                    k = b * VALUES + 32 * p
+                    wide[k : k + 32, r] = part(raw, n0 + r, at, p)
+        for t in range(0, tiled, MT):
+            _tile(x, wide, y, extras, t, n0, k0, K, KC, MT, epilogue)
+        for t in range(tiled, tokens):
+            _tile(x, wide, y, extras, t, n0, k0, K, KC, 1, epilogue)
+
+
+def generic_matmul_calls(
+    weight: PackedMatrix,
+    x: Buffer,
+    y: Buffer,
+    epilogue: Callable[..., Any] | None = None,
+    extras: Sequence[Buffer] = (),
+) -> list[KernelCall]:
+    """``y = epilogue(x @ W^T)`` for any block format; x f32 (T, k), y f32 (T, n)."""
+    if weight.format not in BLOCKS:
+        raise UnsupportedError(f"no generic product for weights of type {weight.format}")
+    fmt = BLOCKS[weight.format]
+    tokens = int(x.shape[0])
+    blocks = weight.k // fmt.values
+    most = max(1, 256 // fmt.values)
+    chunk = fmt.values * next(c for c in range(min(most, blocks), 0, -1) if blocks % c == 0)
+    consts: dict[str, Any] = {
+        "K": weight.k,
+        "KC": chunk,
+        "MT": 8 if tokens >= 8 else 4 if tokens >= 4 else 1,
+        "VALUES": fmt.values,
+        "BYTES": fmt.nbytes,
+        "part": fmt.part,
+        "epilogue": epilogue or no_epilogue,
+    }
+    args = (x, weight.planes["raw"], y, tuple(extras))
+    return [KernelCall(generic_matmul, (-(-weight.n // PANEL) if tokens else 0,), args, consts)]

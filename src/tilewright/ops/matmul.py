@@ -1,0 +1,240 @@
+"""``y = x @ W^T`` with float weights, and ``matmul`` of two plain arrays.
+
+Contract: an output is one f32 accumulator, one fused multiply-add per k, k ascending, whatever the
+tile, the number of tokens or threads. f16 and bf16 weights are widened exactly, so the only
+rounding is the accumulator's. Partial sums that wait in memory between chunks of k are f32 too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tilewright import lang as tl
+from tilewright.dtypes import f32
+from tilewright.errors import ShapeError
+from tilewright.lang import (
+    Array,
+    Arrays,
+    Const,
+    Inline,
+    dot,
+    expand_dims,
+    fma,
+    program_id,
+    scratch,
+    unroll,
+    zeros,
+)
+from tilewright.ops.calls import KernelCall
+from tilewright.ops.packed import PANEL, PackedMatrix
+from tilewright.ops.quantized import FORMATS, QuantizedRows, no_epilogue, quantized_matmul_calls
+from tilewright.runtime.buffers import Buffer, empty
+from tilewright.runtime.launch import kernel
+
+__all__ = ["float_matmul_calls", "matmul", "matmul_calls", "matmul_reference"]
+
+_CHUNK = 256
+_TILE = 8
+
+
+def matmul_reference(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """``x @ weight.T`` in float64, rounded once: what every kernel here approximates."""
+    return (x.astype(np.float64) @ weight.astype(np.float64).T).astype(np.float32)
+
+
+@kernel
+def float_matvec(x: Array, w: Array, y: Array, extras: Arrays, K: Const, epilogue: Inline):
+    """y (1, N) for one token: one panel of 32 rows per program, read once from memory."""
+    panel = program_id(0)
+    acc = zeros((1, 32), f32)
+    for k in range(K):
+        acc = fma(expand_dims(x[0:1, k], 1), expand_dims(w[panel, k, 0:32].to(f32), 0), acc)
+    y[0:1, panel * 32 : panel * 32 + 32] = epilogue(acc, 0, panel * 32, extras)
+
+
+def _tile(x, wide, y, extras, t, n0, k0, K, KC, MT, epilogue):
+    """Add k0 : k0 + KC to MT rows of y; partial sums wait in y itself."""
+    acc = zeros((MT, 32), f32)
+    if k0 > 0:
+        acc = y[t : t + MT, n0 : n0 + 32]
+    acc = dot(x[t : t + MT, k0 : k0 + KC], wide[0:KC, 0:32], acc)
+    if k0 + KC >= K:
+        acc = epilogue(acc, t, n0, extras)
+    y[t : t + MT, n0 : n0 + 32] = acc
+
+
+def _chunk(x, w, wide, y, extras, panel, k0, K, KC, MT, epilogue):
+    """Widen KC values of a panel's rows and use them for every token."""
+    tokens = x.shape[0]
+    full = tokens // MT * MT
+    for k in range(KC):
+        wide[k, 0:32] = w[panel, k0 + k, 0:32].to(f32)
+    for t in range(0, full, MT):
+        _tile(x, wide, y, extras, t, panel * 32, k0, K, KC, MT, epilogue)
+    for t in range(full, tokens):
+        _tile(x, wide, y, extras, t, panel * 32, k0, K, KC, 1, epilogue)
+
+
+@kernel
+def float_matmul(
+    x: Array,
+    w: Array,
+    y: Array,
+    extras: Arrays,
+    K: Const,
+    KC: Const,
+    MT: Const,
+    epilogue: Inline,
+):
+    """y (T, N): one panel of 32 columns per program, for all tokens."""
+    panel = program_id(0)
+    wide = scratch((KC, 32), f32)
+    for k0 in range(0, K // KC * KC, KC):
+        _chunk(x, w, wide, y, extras, panel, k0, K, KC, MT, epilogue)
+    if K % KC:
+        _chunk(x, w, wide, y, extras, panel, K // KC * KC, K, K % KC, MT, epilogue)
+
+
+def float_matmul_calls(
+    weight: PackedMatrix,
+    x: Buffer,
+    y: Buffer,
+    epilogue: Callable[..., Any] | None = None,
+    extras: Sequence[Buffer] = (),
+) -> list[KernelCall]:
+    """``y = epilogue(x @ W^T)`` for f32, f16 and bf16 weights; x f32 (T, k), y f32 (T, n)."""
+    tokens = int(x.shape[0])
+    panels = -(-weight.n // PANEL)
+    args = (x, weight.planes["w"], y, tuple(extras))
+    consts: dict[str, Any] = {"K": weight.k, "epilogue": epilogue or no_epilogue}
+    if tokens == 1:
+        return [KernelCall(float_matvec, (panels,), args, consts)]
+    tile = _TILE if tokens >= _TILE else 4 if tokens >= 4 else 2
+    consts |= {"KC": chunk_of(weight.k), "MT": tile}
+    return [KernelCall(float_matmul, (panels if tokens else 0,), args, consts)]
+
+
+def chunk_of(k: int) -> int:
+    """Values of k per chunk: an even cut of k into pieces of at most 256."""
+    pieces = -(-k // _CHUNK)
+    while k % pieces and pieces * 64 <= k:
+        pieces += 1
+    return k // pieces if k % pieces == 0 else _CHUNK
+
+
+def matmul_calls(
+    weight: PackedMatrix,
+    x: Buffer | QuantizedRows,
+    y: Buffer,
+    epilogue: Callable[..., Any] | None = None,
+    extras: Sequence[Buffer] = (),
+) -> list[KernelCall]:
+    """``y = epilogue(x @ W^T)``: the kernel for this weight's format and number of tokens.
+
+    Args:
+        weight: W (n, k).
+        x: f32 (T, k); :class:`QuantizedRows` for the formats with integer kernels
+            (:data:`tilewright.ops.quantized.FORMATS`).
+        y: f32 (T, n). Partial sums live in it, so it must not overlap x or the extras.
+        epilogue: inline ``(acc, i, j, extras) -> tile``: acc f32 (rows, 32) stands at y[i:, j:].
+        extras: buffers for the epilogue.
+    """
+    quantized = weight.format in FORMATS
+    rows, k = (x.rows, x.k) if isinstance(x, QuantizedRows) else (x.shape[0], x.shape[1])
+    if k != weight.k or tuple(y.shape) != (rows, weight.n):
+        raise ShapeError(
+            f"matmul: x ({rows}, {k}) with W ({weight.n}, {weight.k}) wants "
+            f"y ({rows}, {weight.n}), got {tuple(y.shape)}"
+        )
+    if quantized != isinstance(x, QuantizedRows):
+        want = "QuantizedRows" if quantized else "a float32 buffer"
+        raise ShapeError(f"matmul: {weight.format} weights take {want}, got {type(x).__name__}")
+    if isinstance(x, QuantizedRows):
+        return quantized_matmul_calls(weight, x, y, epilogue, extras)
+    if not weight.is_packed:
+        from tilewright.ops.dequant import generic_matmul_calls
+
+        return generic_matmul_calls(weight, x, y, epilogue, extras)
+    return float_matmul_calls(weight, x, y, epilogue, extras)
+
+
+# --- two plain arrays ----------------------------------------------------------------------------
+
+_ROWS = 8
+_BLOCK_ROWS = 256
+_BLOCK_K = 128
+
+
+@kernel
+def pack_columns(b: Array, packed: Array):
+    """b (K, N) -> packed (N/32, K, 32), zeros past N; one panel per program."""
+    panel = program_id(0)
+    for k in range(b.shape[0]):
+        packed[panel, k, 0:32] = b[k, panel * 32 : panel * 32 + 32]
+
+
+@kernel
+def pack_rows(a: Array, packed: Array):
+    """a (M, K) -> packed (M/8, K, 8), zeros past M; eight rows per program."""
+    i = program_id(0)
+    for k in range(0, a.shape[1], 16):
+        block = a[i * 8 : i * 8 + 8, k : k + 16]
+        packed[i, k : k + 16, 0:8] = block.T
+
+
+@kernel
+def packed_matmul(a: Array, b: Array, y: Array, MC: Const, KC: Const):
+    """y (M, N) from packed rows a (M/8, K, 8) and packed columns b (N/32, K, 32).
+
+    A program makes MC rows of a panel; its sums wait in scratch between chunks of KC.
+    """
+    panel = program_id(0)
+    tile0 = program_id(1) * (MC // 8)
+    tiles = tl.minimum(MC // 8, a.shape[0] - tile0)
+    sums = scratch((MC, 32), f32)
+    for i in range(tiles):
+        for r in unroll(8):
+            sums[i * 8 + r, 0:32] = zeros((32,), f32)
+    for k0 in range(0, a.shape[1], KC):
+        for i in range(tiles):
+            acc = sums[i * 8 : i * 8 + 8, 0:32]
+            left = a[tile0 + i, k0 : k0 + KC, 0:8].T
+            acc = dot(left, b[panel, k0 : k0 + KC, 0:32], acc)
+            sums[i * 8 : i * 8 + 8, 0:32] = acc
+    for i in range(tiles):
+        row = (tile0 + i) * 8
+        y[row : row + 8, panel * 32 : panel * 32 + 32] = sums[i * 8 : i * 8 + 8, 0:32]
+
+
+def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """``a @ b`` for float32 matrices (M, K) and (K, N), on all threads.
+
+    Both are packed first (a K-major copy of each), so any strides are fine. ``out`` (M, N) float32,
+    rows contiguous, is written and returned when given.
+    """
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+        raise ShapeError(f"matmul: a {a.shape} and b {b.shape} do not fit: wants (M, K) and (K, N)")
+    if a.dtype != np.float32 or b.dtype != np.float32:
+        raise ShapeError(f"matmul: wants float32 arrays, got {a.dtype} and {b.dtype}")
+    (m, k), n = a.shape, b.shape[1]
+    if out is None:
+        out = np.empty((m, n), np.float32)
+    elif out.shape != (m, n) or out.dtype != np.float32:
+        raise ShapeError(f"matmul: out is {out.dtype}{out.shape}, wants float32{(m, n)}")
+    if 0 in (m, n, k):
+        out[...] = 0
+        return out
+    kp = -(-k // _BLOCK_K) * _BLOCK_K
+    columns = empty(f32, (-(-n // PANEL), kp, PANEL))
+    rows = empty(f32, (-(-m // _ROWS), kp, _ROWS))
+    if kp != k:
+        columns.numpy()[:, k:] = 0
+        rows.numpy()[:, k:] = 0
+    pack_columns[(columns.shape[0],)](b, columns)
+    pack_rows[(rows.shape[0],)](a, rows)
+    grid = (columns.shape[0], -(-m // _BLOCK_ROWS))
+    packed_matmul[grid](rows, columns, out, MC=_BLOCK_ROWS, KC=_BLOCK_K)
+    return out
