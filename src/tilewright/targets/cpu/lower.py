@@ -1,0 +1,188 @@
+"""Tile IR -> LLVM assembly.
+
+``lower(fn, machine)`` returns the text of one module with one exported function::
+
+    void NAME(ptr args, i64 lo, i64 hi)
+
+which runs the program instances ``lo <= p < hi`` of the linearised grid,
+``p = pid0 + g0 * (pid1 + g1 * pid2)``. ``args`` points at 8-byte slots: ``g0, g1, g2``, then per
+parameter in order: an array's pointer, sizes and strides (in elements), or a scalar in one slot.
+
+Arrays may overlap: nothing is assumed about aliasing, and a tile's loads all happen before the
+stores that follow them in the source, so in-place kernels mean what they say. (Measured: promising
+LLVM distinct arrays makes no difference to kernels whose inner loops do not store.)
+
+:mod:`.lowering` describes how tiles become registers and how accesses are kept inside arrays.
+"""
+
+from __future__ import annotations
+
+import re
+
+from tilewright.lang import ir
+from tilewright.targets.cpu.lowering import bounds, control, layout
+from tilewright.targets.cpu.lowering.context import ArrayRef, Context
+from tilewright.targets.cpu.lowering.emit import Emitter, Module, reg_type
+from tilewright.targets.cpu.lowering.tile import Tile
+from tilewright.targets.cpu.machine import Machine
+
+__all__ = ["lower", "symbol_name"]
+
+
+def symbol_name(name: str) -> str:
+    """``name`` with everything but letters, digits and underscores replaced."""
+    clean = re.sub(r"\W", "_", name, flags=re.ASCII)
+    return clean if clean and not clean[0].isdigit() else f"k_{clean}"
+
+
+def lower(fn: ir.Function, machine: Machine) -> str:
+    """LLVM assembly of ``fn`` for ``machine``.
+
+    Raises :class:`tilewright.CompileError` for what the target cannot do (too much scratch memory,
+    an op on a dtype it has no meaning for), with the user's line.
+    """
+    name = symbol_name(fn.name)
+    module = Module()
+    slots = _Slots(fn)
+    entry = Emitter(module)
+    begin, program, done = (entry.label(hint) for hint in ("begin", "program", "done"))
+    entry.branch(entry.op("icmp slt i64 %lo, %hi"), begin, done)
+    entry.start(begin)
+    values = slots.load(entry)
+    grid = tuple(values[:3])
+    arrays, scalars = slots.bind(values)
+    first = _split(entry, grid)
+    entry.jump(program)
+
+    # One program instance per trip.
+    entry.start(program)
+    p, p_line = entry.phi("i64", "%lo", begin)
+    pids = [entry.phi("i64", value, begin) for value in first]
+    ids = tuple(pid for pid, _ in pids)
+    plan = bounds.analyse(fn, entry, arrays, scalars, ids, grid)
+    arguments = [("i64", pid) for pid in ids] + list(zip(slots.types, values))
+    call_list = ", ".join(f"{t} {v}" for t, v in arguments)
+    bodies = [_body(fn, machine, module, slots, plan, f"{name}.body", checked=False)]
+    if plan.condition is None:
+        entry.do(f"call void @{name}.body({call_list})")
+    else:
+        bodies.append(_body(fn, machine, module, slots, plan, f"{name}.checked", checked=True))
+        fast, slow, joined = (entry.label(hint) for hint in ("inside", "edge", "next"))
+        entry.branch(plan.condition, fast, slow)
+        for label, suffix in ((fast, "body"), (slow, "checked")):
+            entry.start(label)
+            entry.do(f"call void @{name}.{suffix}({call_list})")
+            entry.jump(joined)
+        entry.start(joined)
+    _advance(entry, ids, [line for _, line in pids], grid)
+    after = entry.op(f"add i64 {p}, 1")
+    entry.add_incoming(p_line, after, entry.block)
+    entry.branch(entry.op(f"icmp slt i64 {after}, %hi"), program, done)
+    entry.start(done)
+    entry.do("ret void")
+    export = f"define void @{name}(ptr %args, i64 %lo, i64 %hi) {{\n{entry.body()}\n}}"
+    return module.text([export, *bodies])
+
+
+class _Slots:
+    """The argument block: LLVM types of its values, and what they mean."""
+
+    def __init__(self, fn: ir.Function) -> None:
+        self.fn = fn
+        self.types = ["i64"] * 3
+        for param in fn.params:
+            if isinstance(param.type, ir.ArrayType):
+                self.types += ["ptr", *["i64"] * (2 * param.type.ndim)]
+            else:
+                self.types.append(reg_type(param.type.dtype))
+
+    def load(self, em: Emitter) -> list[str]:
+        """Read every slot."""
+        out: list[str] = []
+        for number, type in enumerate(self.types):
+            slot = em.gep("i64", "%args", str(number))
+            if type == "i1":
+                whole = em.op(f"load i64, ptr {slot}, align 8")
+                out.append(em.op(f"icmp ne i64 {whole}, 0"))
+            else:
+                out.append(em.op(f"load {type}, ptr {slot}, align 8"))
+        return out
+
+    def bind(self, values: list[str]) -> tuple[dict[ir.Value, ArrayRef], dict[ir.Value, str]]:
+        """Arrays (sizes and strides known at compile time as literals) and scalars."""
+        arrays: dict[ir.Value, ArrayRef] = {}
+        scalars: dict[ir.Value, str] = {}
+        at = 3
+        for param in self.fn.params:
+            kind = param.type
+            if not isinstance(kind, ir.ArrayType):
+                scalars[param] = values[at]
+                at += 1
+                continue
+            n = kind.ndim
+            shape, strides = values[at + 1 : at + 1 + n], values[at + 1 + n : at + 1 + 2 * n]
+            arrays[param] = ArrayRef(
+                kind.dtype,
+                values[at],
+                tuple(v if s is None else str(s) for v, s in zip(shape, kind.shape)),
+                tuple(v if s is None else str(s) for v, s in zip(strides, kind.strides)),
+            )
+            at += 1 + 2 * n
+        return arrays, scalars
+
+
+def _split(em: Emitter, grid: tuple[str, ...]) -> list[str]:
+    """Program ids of instance ``%lo``."""
+    ids: list[str] = []
+    rest = "%lo"
+    for size in grid[:2]:
+        divisor = em.call("llvm.umax.i64", "i64", [("i64", size), ("i64", "1")])
+        ids.append(em.op(f"urem i64 {rest}, {divisor}"))
+        rest = em.op(f"udiv i64 {rest}, {divisor}")
+    return [*ids, rest]
+
+
+def _advance(em: Emitter, ids: tuple[str, ...], lines: list[int], grid: tuple[str, ...]) -> None:
+    """The next instance's program ids: count up, carrying into the next axis."""
+    carry = "true"
+    for axis in range(3):
+        step = em.op(f"zext i1 {carry} to i64")
+        up = em.op(f"add i64 {ids[axis]}, {step}")
+        if axis < 2:
+            full = em.op(f"icmp eq i64 {up}, {grid[axis]}")
+            up = em.op(f"select i1 {full}, i64 0, i64 {up}")
+            carry = full
+        em.add_incoming(lines[axis], up, em.block)
+
+
+def _body(
+    fn: ir.Function,
+    machine: Machine,
+    module: Module,
+    slots: _Slots,
+    plan: bounds.Plan,
+    name: str,
+    checked: bool,
+) -> str:
+    """One version of the program instance as an internal function."""
+    em = Emitter(module)
+    ids = ("%pid0", "%pid1", "%pid2")
+    values = [f"%a{i}" for i in range(len(slots.types))]
+    ctx = Context(
+        em,
+        machine,
+        plan,
+        checked,
+        layout.scalar_tiles(fn),
+        layout.deferred_loads(fn),
+        program=ids,
+        grid=tuple(values[:3]),
+    )
+    arrays, scalars = slots.bind(values)
+    ctx.arrays.update(arrays)
+    for param, operand in scalars.items():
+        ctx.tiles[param] = Tile(param.dtype, (), 1, [operand])
+    control.lower_block(ctx, fn.body)
+    em.do("ret void")
+    params = [f"i64 {v}" for v in ids] + [f"{t} {v}" for t, v in zip(slots.types, values)]
+    return f"define internal void @{name}({', '.join(params)}) noinline {{\n{em.body()}\n}}"

@@ -1,0 +1,365 @@
+"""Elementwise arithmetic, comparisons and casts.
+
+f16 and bf16 values are bit patterns in ``i16`` registers; each op widens them to f32, computes,
+and rounds back, which gives the correctly rounded result for every single arithmetic op. Integer
+arithmetic wraps; division by zero gives 0 and a shift by the width or more shifts everything out,
+as in NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tilewright.dtypes import DType, bf16, boolean, f16, f32, f64, i32, i64
+from tilewright.lang import ir
+from tilewright.targets.cpu.lowering import half
+from tilewright.targets.cpu.lowering.context import Context, Handler, elementwise, refuse
+from tilewright.targets.cpu.lowering.emit import literal, reg_type, vec
+
+__all__ = ["HANDLERS", "binary", "cast_value", "fma_value"]
+
+_COMPARE_FLOAT = {"lt": "olt", "le": "ole", "gt": "ogt", "ge": "oge", "eq": "oeq", "ne": "une"}
+
+
+def compute_type(dtype: DType) -> DType:
+    """The dtype that arithmetic on ``dtype`` happens in."""
+    return f32 if dtype in (f16, bf16) else dtype
+
+
+def widen(ctx: Context, dtype: DType, value: str, width: int) -> str:
+    """A 16-bit float as f32; anything else as it is."""
+    if dtype is not f16 and dtype is not bf16:
+        return value
+    key = ("widen", dtype, value, width)
+    found = ctx.em.recall(key)
+    if found is None:
+        found = half.to_f32(ctx, dtype, value, width)
+        ctx.em.remember(key, found)
+    return str(found)
+
+
+def narrow(ctx: Context, dtype: DType, value: str, width: int) -> str:
+    """An f32 rounded to ``dtype`` if that is a 16-bit float; anything else as it is."""
+    if dtype is not f16 and dtype is not bf16:
+        return value
+    out = half.from_f32(ctx, dtype, value, width)
+    return out
+
+
+def splat_of(value: bool | int | float, dtype: DType, width: int) -> str:
+    """A constant in every lane."""
+    text = literal(value, dtype)
+    return text if width == 1 else f"splat ({reg_type(dtype)} {text})"
+
+
+# --- binary ---
+
+
+def binary(ctx: Context, name: str, dtype: DType, x: str, y: str, width: int) -> str:
+    """``x name y`` on one chunk."""
+    if dtype in (f16, bf16):
+        a, b = widen(ctx, dtype, x, width), widen(ctx, dtype, y, width)
+        return narrow(ctx, dtype, binary(ctx, name, f32, a, b, width), width)
+    if dtype.is_float:
+        return _float_binary(ctx, name, dtype, x, y, width)
+    if dtype is boolean:
+        return _bool_binary(ctx, name, x, y, width)
+    return _int_binary(ctx, name, dtype, x, y, width)
+
+
+def _float_binary(ctx: Context, name: str, dtype: DType, x: str, y: str, width: int) -> str:
+    em = ctx.em
+    type = vec(reg_type(dtype), width)
+    plain = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}.get(name)
+    if plain:
+        return em.op(f"{plain} {type} {x}, {y}")
+    if name in ("max", "min"):
+        # One max instruction returns its second operand when either is NaN; the select lets a NaN
+        # in the first one win, as NumPy's maximum does.
+        flag = vec("i1", width)
+        order = "ogt" if name == "max" else "olt"
+        better = em.op(f"fcmp {order} {type} {x}, {y}")
+        best = em.op(f"select {flag} {better}, {type} {x}, {type} {y}")
+        nan = em.op(f"fcmp uno {type} {x}, {x}")
+        return em.op(f"select {flag} {nan}, {type} {x}, {type} {best}")
+    if name in ("floordiv", "mod"):
+        return _float_divmod(ctx, name, dtype, x, y, width)
+    if name == "pow":
+        from tilewright.targets.cpu.lowering import mathlib
+
+        return mathlib.call(ctx, "pow", dtype, width, x, y)
+    raise KeyError(name)
+
+
+def _float_divmod(ctx: Context, name: str, dtype: DType, x: str, y: str, width: int) -> str:
+    """Python's floored division and its remainder, as NumPy computes them."""
+    em = ctx.em
+    type, flag = vec(reg_type(dtype), width), vec("i1", width)
+    stem = reg_type(dtype)
+    zero = splat_of(0.0, dtype, width)
+    one = splat_of(1.0, dtype, width)
+    mod = _fmod(ctx, dtype, x, y, width)
+    nonzero = em.op(f"fcmp une {type} {mod}, {zero}")
+    below_y = em.op(f"fcmp olt {type} {y}, {zero}")
+    below_m = em.op(f"fcmp olt {type} {mod}, {zero}")
+    differs = em.op(f"xor {flag} {below_y}, {below_m}")
+    fix = em.op(f"and {flag} {nonzero}, {differs}")
+    fixed = em.op(f"fadd {type} {mod}, {y}")
+    mod2 = em.op(f"select {flag} {fix}, {type} {fixed}, {type} {mod}")
+    signed_zero = em.intrinsic("copysign", stem, width, zero, y)
+    rest = em.op(f"select {flag} {nonzero}, {type} {mod2}, {type} {signed_zero}")
+    if name == "mod":
+        return rest
+    difference = em.op(f"fsub {type} {x}, {mod}")
+    quotient = em.op(f"fdiv {type} {difference}, {y}")
+    lower = em.op(f"fsub {type} {quotient}, {one}")
+    quotient = em.op(f"select {flag} {fix}, {type} {lower}, {type} {quotient}")
+    floor = em.intrinsic("floor", stem, width, quotient)
+    gap = em.op(f"fsub {type} {quotient}, {floor}")
+    up = em.op(f"fcmp ogt {type} {gap}, {splat_of(0.5, dtype, width)}")
+    upper = em.op(f"fadd {type} {floor}, {one}")
+    whole = em.op(f"select {flag} {up}, {type} {upper}, {type} {floor}")
+    ratio = em.op(f"fdiv {type} {x}, {y}")
+    signed = em.intrinsic("copysign", stem, width, zero, ratio)
+    some = em.op(f"fcmp une {type} {quotient}, {zero}")
+    out = em.op(f"select {flag} {some}, {type} {whole}, {type} {signed}")
+    by_zero = em.op(f"fcmp oeq {type} {y}, {zero}")
+    return em.op(f"select {flag} {by_zero}, {type} {ratio}, {type} {out}")
+
+
+def _fmod(ctx: Context, dtype: DType, x: str, y: str, width: int) -> str:
+    """The exact remainder with the sign of ``x``: the C library's, lane by lane."""
+    em = ctx.em
+    element = reg_type(dtype)
+    name = "fmodf" if dtype is f32 else "fmod"
+    lanes = []
+    for lane in range(width):
+        a = em.extract(element, x, width, lane)
+        b = em.extract(element, y, width, lane)
+        lanes.append(em.call(name, element, [(element, a), (element, b)]))
+    return em.pack(element, lanes)
+
+
+def _bool_binary(ctx: Context, name: str, x: str, y: str, width: int) -> str:
+    op = {"add": "or", "max": "or", "or": "or", "mul": "and", "min": "and", "and": "and"}
+    return ctx.em.op(f"{op.get(name, 'xor')} {vec('i1', width)} {x}, {y}")
+
+
+def _int_binary(ctx: Context, name: str, dtype: DType, x: str, y: str, width: int) -> str:
+    em = ctx.em
+    element = reg_type(dtype)
+    type, flag = vec(element, width), vec("i1", width)
+    if width == 1 and dtype is i64 and name in ("add", "mul"):
+        return em.add(x, y) if name == "add" else em.mul(x, y)
+    if name in ("add", "sub", "mul", "and", "or", "xor"):
+        return em.op(f"{name} {type} {x}, {y}")
+    signed = dtype.is_signed
+    if name in ("max", "min"):
+        return em.intrinsic(("s" if signed else "u") + name, element, width, x, y)
+    if name in ("shl", "shr"):
+        limit = splat_of(dtype.bits - 1, dtype, width)
+        inside = em.op(f"icmp ule {type} {y}, {limit}")
+        if name == "shr" and signed:
+            amount = em.op(f"select {flag} {inside}, {type} {y}, {type} {limit}")
+            return em.op(f"ashr {type} {x}, {amount}")
+        zero = splat_of(0, dtype, width)
+        amount = em.op(f"select {flag} {inside}, {type} {y}, {type} {zero}")
+        shifted = em.op(f"{'shl' if name == 'shl' else 'lshr'} {type} {x}, {amount}")
+        return em.op(f"select {flag} {inside}, {type} {shifted}, {type} {zero}")
+    if name in ("floordiv", "mod"):
+        return _int_divmod(ctx, name, dtype, x, y, width)
+    if name == "pow":
+        from tilewright.targets.cpu.lowering import mathlib
+
+        return mathlib.call(ctx, "ipow", dtype, width, x, y)
+    raise KeyError(name)
+
+
+def _int_divmod(ctx: Context, name: str, dtype: DType, x: str, y: str, width: int) -> str:
+    em = ctx.em
+    element = reg_type(dtype)
+    type, flag = vec(element, width), vec("i1", width)
+    zero, one = splat_of(0, dtype, width), splat_of(1, dtype, width)
+    by_zero = em.op(f"icmp eq {type} {y}, {zero}")
+    divisor = em.op(f"select {flag} {by_zero}, {type} {one}, {type} {y}")
+    if not dtype.is_signed:
+        op = "udiv" if name == "floordiv" else "urem"
+        out = em.op(f"{op} {type} {x}, {divisor}")
+        return em.op(f"select {flag} {by_zero}, {type} {zero}, {type} {out}")
+    # The smallest integer divided by -1 overflows: divide by 1 and negate instead.
+    minus = em.op(f"icmp eq {type} {y}, {splat_of(-1, dtype, width)}")
+    divisor = em.op(f"select {flag} {minus}, {type} {one}, {type} {divisor}")
+    quotient = em.op(f"sdiv {type} {x}, {divisor}")
+    back = em.op(f"mul {type} {quotient}, {divisor}")
+    rest = em.op(f"sub {type} {x}, {back}")
+    nonzero = em.op(f"icmp ne {type} {rest}, {zero}")
+    signs = em.op(f"xor {type} {rest}, {divisor}")
+    differs = em.op(f"icmp slt {type} {signs}, {zero}")
+    fix = em.op(f"and {flag} {nonzero}, {differs}")
+    if name == "mod":
+        upper = em.op(f"add {type} {rest}, {divisor}")
+        out = em.op(f"select {flag} {fix}, {type} {upper}, {type} {rest}")
+        return em.op(f"select {flag} {by_zero}, {type} {zero}, {type} {out}")
+    lower = em.op(f"sub {type} {quotient}, {one}")
+    out = em.op(f"select {flag} {fix}, {type} {lower}, {type} {quotient}")
+    negated = em.op(f"sub {type} {zero}, {x}")
+    out = em.op(f"select {flag} {minus}, {type} {negated}, {type} {out}")
+    return em.op(f"select {flag} {by_zero}, {type} {zero}, {type} {out}")
+
+
+def compare(ctx: Context, name: str, dtype: DType, x: str, y: str, width: int) -> str:
+    """``x name y`` on one chunk: i1 lanes."""
+    x, y = widen(ctx, dtype, x, width), widen(ctx, dtype, y, width)
+    dtype = compute_type(dtype)
+    type = vec(reg_type(dtype), width)
+    if dtype.is_float:
+        return ctx.em.op(f"fcmp {_COMPARE_FLOAT[name]} {type} {x}, {y}")
+    if name not in ("eq", "ne"):
+        name = ("s" if dtype.is_signed else "u") + name
+    return ctx.em.op(f"icmp {name} {type} {x}, {y}")
+
+
+# --- fused multiply-add ---
+
+
+def fma_value(ctx: Context, dtype: DType, x: str, y: str, z: str, width: int) -> str:
+    """``x * y + z`` rounded once (integers wrap)."""
+    em = ctx.em
+    element = reg_type(dtype)
+    type = vec(element, width)
+    if not dtype.is_float:
+        if dtype is boolean:
+            product = em.op(f"and {type} {x}, {y}")
+            return em.op(f"or {type} {product}, {z}")
+        product = em.op(f"mul {type} {x}, {y}")
+        return em.op(f"add {type} {product}, {z}")
+    if dtype in (f16, bf16):
+        a, b, c = (widen(ctx, dtype, v, width) for v in (x, y, z))
+        return half.from_f64(ctx, dtype, half.fma_wide(ctx, a, b, c, width), width)
+    if ctx.machine.has_fma:
+        return em.intrinsic("fma", element, width, x, y, z)
+    if dtype is f64:
+        lanes = []
+        for lane in range(width):
+            args = [("double", em.extract("double", v, width, lane)) for v in (x, y, z)]
+            lanes.append(em.call("fma", "double", args))
+        return em.pack("double", lanes)
+    wide = half.fma_wide(ctx, x, y, z, width)
+    return em.op(f"fptrunc {vec('double', width)} {wide} to {type}")
+
+
+# --- casts ---
+
+
+def cast_value(ctx: Context, source: DType, target: DType, value: str, width: int) -> str:
+    """One chunk of ``source`` as ``target``."""
+    em = ctx.em
+    if source is target:
+        return value
+    if source in (f16, bf16):
+        return cast_value(ctx, f32, target, widen(ctx, source, value, width), width)
+    have, want = vec(reg_type(source), width), vec(reg_type(target), width)
+    if target in (f16, bf16):
+        if source is f64:
+            return half.from_f64(ctx, target, value, width)
+        return narrow(ctx, target, cast_value(ctx, source, f32, value, width), width)
+    if target is boolean:
+        zero = splat_of(0, source, width)
+        test = "fcmp une" if source.is_float else "icmp ne"
+        return em.op(f"{test} {have} {value}, {zero}")
+    if source.is_float and target.is_float:
+        return em.op(f"{'fpext' if target is f64 else 'fptrunc'} {have} {value} to {want}")
+    if source.is_float:
+        return _float_to_int(ctx, source, target, value, width)
+    if target.is_float:
+        op = "sitofp" if source.kind == "i" else "uitofp"
+        return em.op(f"{op} {have} {value} to {want}")
+    if source.bits == target.bits and source is not boolean:
+        return value
+    if source is boolean or source.bits < target.bits:
+        op = "sext" if source.kind == "i" else "zext"
+        return em.op(f"{op} {have} {value} to {want}")
+    return em.op(f"trunc {have} {value} to {want}")
+
+
+def _float_to_int(ctx: Context, source: DType, target: DType, value: str, width: int) -> str:
+    em = ctx.em
+    have = vec(reg_type(source), width)
+    if target.bits < 32:
+        # Through i32 with the clamp done in floats: narrower saturating casts are scalarised.
+        flag, stem = vec("i1", width), reg_type(source)
+        low = -(1 << (target.bits - 1)) if target.is_signed else 0
+        high = (1 << (target.bits - (1 if target.is_signed else 0))) - 1
+        ordered = em.op(f"fcmp ord {have} {value}, {value}")
+        zero = splat_of(0.0, source, width)
+        value = em.op(f"select {flag} {ordered}, {have} {value}, {have} {zero}")
+        value = em.intrinsic("maxnum", stem, width, value, splat_of(float(low), source, width))
+        value = em.intrinsic("minnum", stem, width, value, splat_of(float(high), source, width))
+        wide = em.op(f"fptosi {have} {value} to {vec('i32', width)}")
+        return em.op(f"trunc {vec('i32', width)} {wide} to {vec(reg_type(target), width)}")
+    sign = "s" if target.is_signed else "u"
+    want = vec(reg_type(target), width)
+    suffix = "" if width == 1 else f"v{width}"
+    name = f"llvm.fpto{sign}i.sat.{suffix}{reg_type(target)}.{suffix}{source.name}"
+    return em.call(name, want, [(have, value)])
+
+
+# --- handlers ---
+
+
+def _binary(ctx: Context, op: ir.Op) -> None:
+    dtype = op.result.dtype
+    if op.name == "div" and not dtype.is_float:
+        raise refuse(op, "true division wants floats; use // for integers")
+    if op.name in ("and", "or", "xor", "shl", "shr") and dtype.is_float:
+        raise refuse(op, "bit operations want integers or bool")
+    elementwise(ctx, op, lambda v, w: binary(ctx, op.name, dtype, v[0], v[1], w))
+
+
+def _compare(ctx: Context, op: ir.Op) -> None:
+    dtype = op.operands[0].dtype
+    elementwise(ctx, op, lambda v, w: compare(ctx, op.name, dtype, v[0], v[1], w))
+
+
+def _fma(ctx: Context, op: ir.Op) -> None:
+    dtype = op.result.dtype
+    elementwise(ctx, op, lambda v, w: fma_value(ctx, dtype, v[0], v[1], v[2], w))
+
+
+def _where(ctx: Context, op: ir.Op) -> None:
+    type = reg_type(op.result.dtype)
+
+    def one(v: Sequence[str], w: int) -> str:
+        t = vec(type, w)
+        return ctx.em.op(f"select {vec('i1', w)} {v[0]}, {t} {v[1]}, {t} {v[2]}")
+
+    elementwise(ctx, op, one)
+
+
+def _cast(ctx: Context, op: ir.Op) -> None:
+    source, target = op.operands[0].dtype, op.result.dtype
+    elementwise(ctx, op, lambda v, w: cast_value(ctx, source, target, v[0], w))
+
+
+def _bitcast(ctx: Context, op: ir.Op) -> None:
+    have, want = reg_type(op.operands[0].dtype), reg_type(op.result.dtype)
+    if boolean in (op.operands[0].dtype, op.result.dtype) and have != want:
+        raise refuse(op, "a bool has no bits to reinterpret; compare or cast instead")
+    if have == want:
+        elementwise(ctx, op, lambda v, w: v[0])
+    else:
+        elementwise(
+            ctx, op, lambda v, w: ctx.em.op(f"bitcast {vec(have, w)} {v[0]} to {vec(want, w)}")
+        )
+
+
+HANDLERS: dict[str, Handler] = {
+    **dict.fromkeys(ir.BINARY, _binary),
+    **dict.fromkeys(ir.COMPARE, _compare),
+    "fma": _fma,
+    "where": _where,
+    "cast": _cast,
+    "bitcast": _bitcast,
+}
+
+_ = i32
