@@ -53,16 +53,20 @@ def encode_metadata(metadata: Mapping[str, Any]) -> bytes:
         except (OverflowError, TypeError, ValueError, struct.error) as error:
             raise FormatError(
                 f"metadata {key!r}: GGUF cannot store {type(value).__name__} "
-                f"{repr(value)[:80]}: {error}"
+                f"{' '.join(repr(value).split())[:80]}: {error}"
             ) from error
     return b"".join(parts)
 
 
 def encode_string(text: str | bytes) -> bytes:
-    """Length and UTF-8 bytes. ``UnicodeError`` (a ``ValueError``) when that is not possible."""
-    data = text.encode("utf-8") if isinstance(text, str) else bytes(text)
-    if not isinstance(text, str):
+    """Length and UTF-8 bytes; ``UnicodeError`` or ``TypeError`` when that is not possible."""
+    if isinstance(text, str):
+        data = text.encode("utf-8")
+    elif isinstance(text, bytes):
+        data = text
         data.decode("utf-8")
+    else:
+        raise TypeError(f"a string is wanted, got {type(text).__name__}")
     return struct.pack("<Q", len(data)) + data
 
 

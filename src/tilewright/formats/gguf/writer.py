@@ -145,7 +145,7 @@ def tensor_from_array(name: str, array: np.ndarray, type_: GGMLType | None = Non
     Raises:
         UnsupportedError: no ggml type for the array's dtype, or no quantiser for ``type_``.
     """
-    own = _NUMPY_TYPES.get(array.dtype)
+    own = _NUMPY_TYPES.get(array.dtype.newbyteorder("="))
     if type_ is None and own is None:
         known = ", ".join(str(dtype) for dtype in _NUMPY_TYPES)
         raise UnsupportedError(
