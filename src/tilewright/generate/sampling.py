@@ -1,9 +1,9 @@
 """From logits to the next token: penalties, top-k, top-p, min-p, temperature, and a draw.
 
 The filters come in llama.cpp's order, each seeing what the one before it left, and top-p and
-min-p judge probabilities before the temperature is applied. Everything after the logits is computed
-in float64, ties go to the lowest id, and the draw of step ``i`` depends on the seed and ``i`` alone,
-so the same logits give the same tokens anywhere.
+min-p judge probabilities before the temperature is applied. Everything after the logits is
+computed in float64, ties go to the lowest id, and the draw of step ``i`` depends on the seed and
+``i`` alone, so the same logits give the same tokens anywhere.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from tilewright.errors import ShapeError, TilewrightError
 
 __all__ = ["Sampler", "SamplingParams"]
 
-_FEW = 1024  # with top-p alone, the head of the distribution that is sorted first
+_FEW = 512  # top-p without top-k: how much of the distribution is sorted at first
+_ROW = 64  # top-k: scores are looked at in rows of this many first
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,9 @@ class Sampler:
         scores = self._penalised(logits, history)
         if self.params.temperature == 0:
             return np.array([np.argmax(scores)]), np.ones(1)
-        return self._candidates(scores)
+        ids, probabilities = self._candidates(scores)
+        order = np.lexsort((ids, -scores[ids]))
+        return ids[order], probabilities[order]
 
     def _penalised(
         self, logits: npt.NDArray[np.float32], history: Sequence[int]
@@ -157,7 +160,7 @@ class Sampler:
     def _candidates(
         self, scores: npt.NDArray[np.float32]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """What the filters leave, most likely first, with probabilities at the temperature."""
+        """What the filters leave, in a fixed order, with probabilities at the temperature."""
         p = self.params
         n = scores.size
         k = min(p.top_k or n, n)
@@ -169,7 +172,7 @@ class Sampler:
         # may be applied in either order as long as top-p's probabilities are taken from here.
         total = weights.sum()
         allowed = np.flatnonzero(weights >= p.min_p) if p.min_p else np.flatnonzero(kept > -np.inf)
-        order = _head(kept, weights, allowed, p.top_p * total if p.top_p < 1 else math.inf)
+        order = _head(kept, weights, allowed, p.top_p * total) if p.top_p < 1 else allowed
         with np.errstate(over="ignore"):  # a tiny temperature: -inf, probability 0, is right
             out = np.exp(kept[order] / p.temperature)
         out /= out.sum()
@@ -183,6 +186,18 @@ class Sampler:
 
 def _largest(scores: npt.NDArray[Any], k: int) -> npt.NDArray[np.int64]:
     """Ascending positions of the k highest scores (k < size); of equal scores the lowest ones."""
+    n = scores.size
+    rows = n // _ROW
+    if k <= rows // 4:
+        # k rows reach the k-th highest row maximum, so k scores do: whatever is below it is out.
+        # Partitioning the few that remain costs far less than partitioning all.
+        maxima = scores[: rows * _ROW].reshape(rows, _ROW).max(axis=1)
+        among = np.flatnonzero(scores >= np.partition(maxima, rows - k)[rows - k])
+        return among[_exactly(scores[among], k)]
+    return _exactly(scores, k)
+
+
+def _exactly(scores: npt.NDArray[Any], k: int) -> npt.NDArray[np.int64]:
     threshold = np.partition(scores, scores.size - k)[scores.size - k]
     above = np.flatnonzero(scores > threshold)
     equal = np.flatnonzero(scores == threshold)[: k - len(above)]
@@ -197,15 +212,14 @@ def _head(
 ) -> npt.NDArray[np.int64]:
     """Positions from ``among`` (ascending) by falling score, until their weights sum to ``needed``.
 
-    Sorts the whole only if the first `_FEW` do not reach it.
+    Sorts no more than it must: as a rule a few hundred tokens have nearly all of the probability.
     """
-    if math.isfinite(needed) and len(among) > 4 * _FEW:
-        few = among[_largest(scores[among], _FEW)]
-        # the sum below is taken in another order; leave room for its rounding
-        if weights[few].sum() > needed * (1 + 1e-9):
-            among = few
+    for few in (_FEW, 16 * _FEW):
+        if len(among) > 4 * few:
+            head = among[_largest(scores[among], few)]
+            # the sum is taken in another order below; leave room for its rounding
+            if weights[head].sum() > needed * (1 + 1e-9):
+                among = head
     order = among[np.argsort(-scores[among], kind="stable")]
-    if math.isfinite(needed):
-        reached = np.cumsum(weights[order])
-        order = order[: int(np.searchsorted(reached, needed, "left")) + 1]
-    return order
+    reached = np.cumsum(weights[order])
+    return order[: int(np.searchsorted(reached, needed, "left")) + 1]

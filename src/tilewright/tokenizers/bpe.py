@@ -6,9 +6,10 @@ printable characters (one for each byte), and neighbours are merged in the order
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
-from tilewright.errors import FormatError, UnsupportedError
+from tilewright.errors import FormatError
 from tilewright.tokenizers.pretokenizers import PreTokenizer
 from tilewright.tokenizers.vocabulary import TokenType, Vocabulary
 
@@ -49,8 +50,8 @@ def bpe_encoder(
     """A function from text (without special tokens) to ids."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-    # The library drops characters that are no token. Give such bytes an id beyond the vocabulary,
-    # so that they are seen.
+    # Some vocabularies lack bytes that their training text did not have. The library leaves them
+    # out without a word (and so does llama.cpp); an id beyond the vocabulary makes them visible.
     vocab_size = len(vocabulary.tokens)
     absent = [(byte, c) for byte, c in enumerate(byte_alphabet()) if c not in vocabulary.ids]
     stand_ins = {c: vocab_size + i for i, (_, c) in enumerate(absent)}
@@ -63,19 +64,20 @@ def bpe_encoder(
         [*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
 
-    def substitute(token_id: int) -> int:
-        if token_id < vocab_size:
-            return token_id
-        if vocabulary.unk_id is None:
-            byte = absent[token_id - vocab_size][0]
-            raise UnsupportedError(
-                f"the vocabulary has no token for byte 0x{byte:02X} and no unknown token"
-            )
-        return vocabulary.unk_id
+    def without_stand_ins(ids: list[int]) -> list[int]:
+        lost = sorted({absent[i - vocab_size][0] for i in ids if i >= vocab_size})
+        if not lost:
+            return ids
+        warnings.warn(
+            "the vocabulary has no token for the UTF-8 bytes "
+            f"{', '.join(f'0x{byte:02X}' for byte in lost)}; they are left out of the ids",
+            stacklevel=4,
+        )
+        return [i for i in ids if i < vocab_size]
 
     def encode(text: str) -> list[int]:
         ids: list[int] = engine.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        return [substitute(i) for i in ids] if absent else ids
+        return without_stand_ins(ids) if absent else ids
 
     return encode
 

@@ -22,13 +22,16 @@ def from_gguf(source: Any) -> Tokenizer:
     Raises `FormatError` for a damaged file or tokenizer, `UnsupportedError` for a kind of tokenizer
     (or pre-tokeniser) that tilewright does not have.
     """
-    if isinstance(source, str | os.PathLike):
-        from tilewright.formats.gguf import open_gguf
+    if not isinstance(source, str | os.PathLike):
+        metadata: Mapping[str, Any] = source.metadata
+        return from_metadata(metadata)
+    from tilewright.formats.gguf import open_gguf
 
-        with open_gguf(source) as file:
+    with open_gguf(source) as file:
+        try:
             return from_metadata(file.metadata)
-    metadata: Mapping[str, Any] = source.metadata
-    return from_metadata(metadata)
+        except FormatError as error:
+            raise FormatError(str(error), path=source) from error
 
 
 def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:

@@ -1,11 +1,11 @@
 """SentencePiece's BPE: merge neighbours by the score of the piece they would form.
 
-This is written out rather than handed to the ``tokenizers`` library, because the two do not mean
-the same. That library ranks *pairs*; SentencePiece ranks *pieces*, and of several pairs that form
-equally good pieces it takes the leftmost. A piece such as ``aba`` can be formed from ``ab a`` and
-from ``a ba``; in ``ab a ba`` the position decides, which no ranking of pairs can express. Merging
-by piece also needs no table of pairs: a vocabulary of 32,000 is ready in milliseconds instead of
-the 0.15 s that deriving its 61,000 pairs takes.
+This is written out rather than handed to the ``tokenizers`` library, whose BPE ranks *pairs*.
+SentencePiece ranks the *pieces* that pairs form, and among equal scores the leftmost pair wins:
+with ``ab`` and ``ba`` scored alike, ``aba`` is ``ab a`` and ``bab`` is ``ba b``, which no order of
+the two pairs gives. Nor can a piece there contain a character that is no token itself. And no table
+of pairs has to be derived: a vocabulary of 32,000 is ready in 20 ms where its 61,000 pairs take
+150.
 
 Text is split where no piece can cross and the parts are remembered, which makes running text cheap.
 """
