@@ -1,1 +1,1 @@
-"""Oracles that share no code with ``src/``: a float64 forward pass and builders of random models."""
+"""Oracles that share no code with ``src/``: a float64 forward pass, random models, a peer."""

@@ -16,17 +16,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gguf
 import numpy as np
 from numpy.typing import NDArray
-
 from tests.reference.quantize import Type, quantize
 
 TYPES = (
-    "f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k iq4_nl".split()
-)  # fmt: skip
+    *("f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"),
+    *("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl"),
+)
 MIXED = ("q4_k_m", "q5_k_m", "mostly_q4_0")
 POOL_VALUES = 1 << 20
 
@@ -70,13 +70,20 @@ SHAPES = {
         n_layers=22, n_embd=2048, n_heads=32, n_kv_heads=4, n_ff=5632, n_vocab=32000, n_ctx=2048
     ),
     "stories15m": Shape(
-        n_layers=6, n_embd=288, n_heads=6, n_kv_heads=6, n_ff=768, n_vocab=32000, n_ctx=256, tied=True
+        n_layers=6, n_embd=288, n_heads=6, n_kv_heads=6, n_ff=768, n_vocab=32000, n_ctx=256,
+        tied=True,
     ),
     "gpt2": Shape(
         arch="gpt2", n_layers=12, n_embd=768, n_heads=12, n_kv_heads=12, n_ff=3072, n_vocab=50257,
         n_ctx=1024, tied=True,
     ),
 }  # fmt: skip
+
+
+class Write(Protocol):
+    """What ``write_llama`` and ``write_gpt2`` have in common."""
+
+    def __call__(self, path: Path, recipe: str = ..., seed: int = ..., **sizes: Any) -> Path: ...
 
 
 def write_llama(path: str | Path, recipe: str = "f32", seed: int = 0, **sizes: Any) -> Path:

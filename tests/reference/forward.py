@@ -99,10 +99,7 @@ def llama(model: GgufModel, token_ids: Sequence[int], taps: Taps) -> F64:
     n_kv_heads = int(model.get("attention.head_count_kv", n_heads))
     head_dim = int(model.get("attention.key_length", model.get("embedding_length") // n_heads))
     positions = np.arange(len(token_ids))
-    factors = model["rope_freqs.weight"] if "rope_freqs.weight" in model else None
-    cos, sin = rope_tables(
-        model, positions, int(model.get("rope.dimension_count", head_dim)), factors
-    )
+    cos, sin = rope_tables(model, positions, int(model.get("rope.dimension_count", head_dim)))
     pairing = ROPE_PAIRING[model.arch]
 
     x = embed(model, token_ids)  # (tokens, embedding)
@@ -222,15 +219,13 @@ def rotate(x: F64, cos: F64, sin: F64, pairing: str) -> F64:
     return out
 
 
-def rope_tables(
-    model: GgufModel, positions: NDArray[Any], rotated: int, factors: F64 | None
-) -> tuple[F64, F64]:
+def rope_tables(model: GgufModel, positions: NDArray[Any], rotated: int) -> tuple[F64, F64]:
     """cos and sin, each (tokens, rotated / 2), with the file's frequency scaling applied."""
     base = float(model.get("rope.freq_base", 10000.0))
     index = np.arange(rotated // 2)
     frequency = base ** (-2.0 * index / rotated)
-    if factors is not None:
-        frequency = frequency / factors
+    if "rope_freqs.weight" in model:
+        frequency = frequency / model["rope_freqs.weight"]
     kind = model.get("rope.scaling.type", "linear")
     factor = float(model.get("rope.scaling.factor", model.get("rope.scale_linear", 1.0)) or 1.0)
     magnitude = float(model.get("rope.scaling.attn_factor", 1.0))
@@ -252,7 +247,7 @@ def rope_tables(
 def yarn_ramp(
     index: NDArray[Any], rotated: int, base: float, context: int, fast: float, slow: float
 ) -> F64:
-    """0 for dims that turn more than ``fast`` times within ``context``, 1 for less than ``slow``."""
+    """0 for dims that turn over ``fast`` times within ``context``, 1 for under ``slow`` times."""
 
     def dim(turns: float) -> float:
         return rotated * np.log(context / (turns * 2 * np.pi)) / (2 * np.log(base))
