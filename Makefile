@@ -47,13 +47,15 @@ clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 # An environment that is already there is used as it is, as long as its Python is new enough.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+
 $(ENV_READY):
-	@if [ -z "$(PYTHON)" ] && [ ! -x $(BIN)/python ]; then \
-	  echo "tilewright needs Python 3.11 or newer and found none on PATH ($$(python3 --version 2>&1 || true))." >&2; \
-	  echo "Install one, or name it: make demo PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+	  echo "tilewright needs Python 3.11 or newer; '$(or $(PYTHON),python3)' is $$("$(or $(PYTHON),python3)" --version 2>&1)." >&2; \
+	  echo "Install one, or say where it is: make demo PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV) || { \
-	  echo "could not create $(VENV): Python's venv module is missing (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "could not create $(VENV); on Debian and Ubuntu Python's venv module comes with: apt install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -c '$(NEW_ENOUGH)' || { \
 	  echo "$(VENV) holds $$($(BIN)/python --version), tilewright needs 3.11 or newer: run 'make clean' and try again" >&2; exit 1; }
 	@touch $@
 
