@@ -43,11 +43,12 @@ MAX_HEADER_MEMORY: Final = 128 << 20
 """Bytes a header may take once decoded. The largest vocabularies in use (262 thousand tokens
 with 515 thousand merges) take about 80 MiB; a file that asks for more is refused."""
 
-# What one decoded object costs besides its payload, rounded up from CPython's object sizes.
+# What one decoded object costs besides its payload. For strings this is what CPython takes; the
+# others are charged more, because reading them takes longer than storing them.
 _STRING_COST: Final = 72
-_ENTRY_COST: Final = 256
+_ENTRY_COST: Final = 2048
 _ARRAY_COST: Final = 512
-_TENSOR_COST: Final = 1024
+_TENSOR_COST: Final = 2048
 _WINDOW: Final = 1 << 18
 
 _U32: Final = Struct("<I")
