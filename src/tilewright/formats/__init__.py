@@ -1,0 +1,1 @@
+"""File formats: readers and writers that trust nothing they read."""
