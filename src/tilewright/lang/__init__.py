@@ -1,0 +1,128 @@
+"""The kernel language: Python functions over arrays, tiles and scalars.
+
+A kernel describes one program instance; a grid runs many::
+
+    @tilewright.kernel
+    def rms_norm(x: Array, weight: Array, y: Array, eps: f32, BLOCK: Const):
+        row = program_id(0)
+        n = x.shape[1]
+        total = zeros((BLOCK,), f32)
+        for j in range(0, n, BLOCK):
+            v = x[row, j : j + BLOCK]       # a window: BLOCK wide, zero beyond the end
+            total = fma(v, v, total)
+        scale = rsqrt(sum(total) / n + eps)
+        for j in range(0, n, BLOCK):
+            y[row, j : j + BLOCK] = x[row, j : j + BLOCK] * scale * weight[j : j + BLOCK]
+"""
+
+from __future__ import annotations
+
+from math import inf, nan
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tilewright.lang.array import Array
+from tilewright.lang.builtins import (
+    abs,
+    all,
+    any,
+    arange,
+    argmax,
+    argmin,
+    associative_scan,
+    bitcast,
+    broadcast_to,
+    cast,
+    ceil,
+    concatenate,
+    cos,
+    cumsum,
+    dot,
+    dot4,
+    erf,
+    exp,
+    exp2,
+    expand_dims,
+    floor,
+    fma,
+    full,
+    isnan,
+    load,
+    log,
+    log2,
+    max,
+    maximum,
+    min,
+    minimum,
+    num_programs,
+    popcount,
+    pow,
+    prod,
+    program_id,
+    range,
+    reshape,
+    round,
+    rsqrt,
+    scratch,
+    sigmoid,
+    sin,
+    sqrt,
+    sum,
+    tanh,
+    transpose,
+    trunc,
+    unroll,
+    where,
+    zeros,
+)
+from tilewright.lang.function import Arrays, KernelFunction, Signature, bf16_array
+from tilewright.lang.tile import Tile
+
+if TYPE_CHECKING:
+    # In a kernel a dtype is a value and an annotation, and a Const parameter is whatever is
+    # passed; a static checker has no notion of either.
+    Const: TypeAlias = Any
+    Inline: TypeAlias = Any
+    bf16: TypeAlias = Any
+    boolean: TypeAlias = Any
+    f16: TypeAlias = Any
+    f32: TypeAlias = Any
+    f64: TypeAlias = Any
+    i8: TypeAlias = Any
+    i16: TypeAlias = Any
+    i32: TypeAlias = Any
+    i64: TypeAlias = Any
+    u8: TypeAlias = Any
+    u16: TypeAlias = Any
+    u32: TypeAlias = Any
+    u64: TypeAlias = Any
+else:
+    from tilewright.dtypes import (
+        bf16,
+        boolean,
+        f16,
+        f32,
+        f64,
+        i8,
+        i16,
+        i32,
+        i64,
+        u8,
+        u16,
+        u32,
+        u64,
+    )
+    from tilewright.lang.function import Const, Inline
+
+__all__ = [
+    "Array", "Arrays", "Const", "Inline", "KernelFunction", "Signature", "Tile",
+    "abs", "all", "any", "arange", "argmax", "argmin", "associative_scan",
+    "bf16", "bf16_array", "bitcast", "boolean", "broadcast_to",
+    "cast", "ceil", "concatenate", "cos", "cumsum", "dot", "dot4",
+    "erf", "exp", "exp2", "expand_dims",
+    "f16", "f32", "f64", "floor", "fma", "full",
+    "i8", "i16", "i32", "i64", "inf", "isnan", "load", "log", "log2",
+    "max", "maximum", "min", "minimum", "nan", "num_programs",
+    "popcount", "pow", "prod", "program_id", "range", "reshape", "round", "rsqrt",
+    "scratch", "sigmoid", "sin", "sqrt", "sum", "tanh", "transpose", "trunc",
+    "u8", "u16", "u32", "u64", "unroll", "where", "zeros",
+]  # fmt: skip

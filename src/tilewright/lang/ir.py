@@ -86,12 +86,49 @@ __all__ = [
 ]
 
 UNARY: Final = frozenset(
-    "neg not abs exp exp2 log log2 sin cos tanh erf sqrt rsqrt sigmoid floor ceil round trunc "
-    "isnan popcount".split()
+    [
+        "neg",
+        "not",
+        "abs",
+        "exp",
+        "exp2",
+        "log",
+        "log2",
+        "sin",
+        "cos",
+        "tanh",
+        "erf",
+        "sqrt",
+        "rsqrt",
+        "sigmoid",
+        "floor",
+        "ceil",
+        "round",
+        "trunc",
+        "isnan",
+        "popcount",
+    ]
 )
-BINARY: Final = frozenset("add sub mul div floordiv mod min max pow and or xor shl shr".split())
-COMPARE: Final = frozenset("lt le gt ge eq ne".split())
-REDUCTIONS: Final = frozenset("sum prod max min any all argmax argmin".split())
+BINARY: Final = frozenset(
+    [
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "floordiv",
+        "mod",
+        "min",
+        "max",
+        "pow",
+        "and",
+        "or",
+        "xor",
+        "shl",
+        "shr",
+    ]
+)
+COMPARE: Final = frozenset(["lt", "le", "gt", "ge", "eq", "ne"])
+REDUCTIONS: Final = frozenset(["sum", "prod", "max", "min", "any", "all", "argmax", "argmin"])
 
 
 # --- types ---------------------------------------------------------------------------------------
