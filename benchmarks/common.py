@@ -69,14 +69,14 @@ def _status_bytes(pid: int | None, field: str) -> int:
 
 def machine() -> dict[str, Any]:
     """CPU, cores, load and versions: what a figure needs beside it to be read later."""
-    import numpy as np
+    from importlib.metadata import version
 
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "load_average": os.getloadavg(),
         "python": platform.python_version(),
-        "numpy": np.__version__,
+        "numpy": version("numpy"),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -94,11 +94,12 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def ceilings(threads: int) -> dict[str, float] | None:
-    """The machine's measured limits, from tilewright's own probe."""
-    from tilewright.targets.cpu import probe
+def ceilings(threads: int) -> dict[str, float]:
+    """The machine's limits, measured now by tilewright's own probe with ``threads`` threads."""
+    from tilewright.targets.cpu.probe import Probe
 
-    return dict(probe.measure(threads))
+    with Probe(threads) as probe:
+        return asdict(probe.peaks())
 
 
 def write_report(path: str | None, report: dict[str, Any]) -> None:

@@ -131,9 +131,9 @@ def main() -> None:
 
     engines = options.engines.split(",")
     work = Work(options.prompt, options.context, options.tokens)
-    limits = ceilings(options.threads) if "tilewright" in engines else None
-    report: dict[str, Any] = {"machine": machine(), "ceilings": limits, "threads": options.threads}
-    report |= {"work": vars(work), "models": {}}
+    limits = [ceilings(options.threads)]
+    report: dict[str, Any] = {"machine": machine(), "threads": options.threads}
+    report |= {"work": vars(work), "ceilings": limits, "models": {}}
     rows = []
     for kind in options.types.split(","):
         name = f"{options.shape}-{kind}"
@@ -141,6 +141,7 @@ def main() -> None:
             cached(options.models, name), engines, options.threads, work, options.rounds
         )
         report["models"][name] = result
+        limits.append(ceilings(options.threads))  # bandwidth and neighbours change as it runs
         rows += [row(name, e, result, i == 0) for i, e in enumerate(engines)]
         write_report(options.json, report)  # after every model: a long run may be cut short
     header = [
@@ -151,7 +152,8 @@ def main() -> None:
     ]
     header += ["GB/s", "peak RSS MB", "load s", "prefill ratio", "decode ratio"]
     print(table(header, rows))
-    print(f"load average before {report['machine']['load_average']}, limits {limits}")
+    print(f"load average before: {report['machine']['load_average']}; limits, one line a model:")
+    print("\n".join(str(limit) for limit in limits))
 
 
 def row(name: str, engine: str, result: dict[str, Any], first: bool) -> list[str]:

@@ -2,7 +2,7 @@
 
 As a program this is one engine in a process of its own, driven by JSON lines::
 
-    python -m benchmarks.engines llama.cpp MODEL THREADS CONTEXT
+    python -m benchmarks.engines tilewright MODEL THREADS CONTEXT
     {"do": "prefill", "tokens": 512}           ->  {"seconds": ...}
     {"do": "decode", "context": 128, "tokens": 32}  ->  {"seconds": ...}
     {"do": "memory"}                           ->  {"peak_rss": ..., "anonymous_rss": ...}
@@ -74,7 +74,28 @@ class LlamaCpp:
         self.api.llama_get_logits_ith(self.context, -1)  # waits for the result
 
 
-ENGINES = {"llama.cpp": LlamaCpp}
+class Tilewright:
+    """tilewright through the engine that ``Model.generate`` uses, without a sampler."""
+
+    def __init__(self, path: str, threads: int, context: int) -> None:
+        import tilewright
+
+        self.model = tilewright.load(path, threads=threads, context=context, max_sequences=1)
+        self.vocab = self.model.config.vocab_size
+        self.sequence = self.model.engine.open()
+
+    def reset(self) -> None:
+        self.model.engine.close(self.sequence)
+        self.sequence = self.model.engine.open()
+
+    def feed(self, ids: list[int]) -> None:
+        self.model.engine.feed(self.sequence, ids)
+
+
+ENGINES: dict[str, type[Tilewright] | type[LlamaCpp]] = {
+    "tilewright": Tilewright,
+    "llama.cpp": LlamaCpp,
+}
 
 
 def prompt(vocab: int, n: int) -> list[int]:

@@ -1,0 +1,85 @@
+"""float32 matrix products beside NumPy and the multiply-add peak, taking turns in one run.
+
+    python -m benchmarks.matmul --sizes 1024,2048,4096 -t 2 -r 5 --json OUT
+
+The peak is measured before and after every size; the share is of the better of the two, because a
+shared machine only ever slows a measurement down. NumPy uses the threads its BLAS was built for,
+limited to ``-t``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from benchmarks.common import ceilings, machine, spread, table, time_once, write_report
+
+
+def measure(n: int, rounds: int, threads: int) -> dict[str, Any]:
+    """GFLOP/s of both on square matrices of size n, and the peak around them."""
+    import numpy as np
+
+    import tilewright
+
+    rng = np.random.default_rng(n)
+    a, b = (rng.standard_normal((n, n), np.float32) for _ in range(2))
+    out = np.empty((n, n), np.float32)
+    contenders = {
+        "tilewright": lambda: tilewright.matmul(a, b, out=out),
+        "numpy": lambda: np.matmul(a, b, out=out),
+    }
+    expected = a[:4].astype(np.float64) @ b
+    for name, work in contenders.items():
+        work()
+        error = np.abs(out[:4] - expected).max() / np.abs(expected).max()
+        if error > 1e-5:
+            raise SystemExit(f"{name} is wrong at {n}: relative error {error:.1e}")
+    before = ceilings(threads)
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, work in contenders.items():
+            seconds[name].append(time_once(work))
+    after = ceilings(threads)
+    gflops = {name: spread([2e-9 * n**3 / s for s in times]) for name, times in seconds.items()}
+    peak = max(before["fma_gflops"], after["fma_gflops"])
+    ratio = [theirs / ours for ours, theirs in zip(seconds["tilewright"], seconds["numpy"])]
+    return {
+        "n": n,
+        "gflops": gflops,
+        "fma_peak_gflops": peak,
+        "share_of_peak": gflops["tilewright"].median / peak,
+        "best_share_of_peak": gflops["tilewright"].max / peak,
+        "ratio_to_numpy": spread(ratio),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", default="1024,2048,4096")
+    parser.add_argument("-t", "--threads", type=int, default=2)
+    parser.add_argument("-r", "--rounds", type=int, default=9)
+    parser.add_argument("--json", help="write the figures here")
+    options = parser.parse_args()
+    for variable in ("TILEWRIGHT_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(options.threads)  # both read it when they are first imported
+
+    results = [measure(int(n), options.rounds, options.threads) for n in options.sizes.split(",")]
+    write_report(options.json, {"machine": machine(), "threads": options.threads, "f32": results})
+    header = ["n", "tilewright GFLOP/s", "numpy GFLOP/s", "FMA peak", "share of peak", "ratio"]
+    rows = [
+        [
+            str(r["n"]),
+            str(r["gflops"]["tilewright"]),
+            str(r["gflops"]["numpy"]),
+            f"{r['fma_peak_gflops']:.0f}",
+            f"{r['share_of_peak']:.0%} (best {r['best_share_of_peak']:.0%})",
+            str(r["ratio_to_numpy"]),
+        ]
+        for r in results
+    ]
+    print(table(header, rows))
+
+
+if __name__ == "__main__":
+    main()
