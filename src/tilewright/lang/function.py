@@ -129,7 +129,10 @@ def _array_type(dtype: DType, ndim: int, unit: bool) -> ArrayType:
 
 
 def array_type(value: Any, name: str) -> ArrayType:
-    """The default typing of an array argument: sizes at run time, unit last stride if it is 1."""
+    """The default typing of an array argument: sizes at run time, unit last stride if it is 1.
+
+    A buffer marked ``fixed`` gives its strides and all sizes but the first at compile time.
+    """
     if isinstance(value, ArrayType):
         return value
     if isinstance(value, np.ndarray):
@@ -152,6 +155,8 @@ def array_type(value: Any, name: str) -> ArrayType:
     dtype_ = getattr(value, "dtype", None)
     if isinstance(dtype_, DType) and hasattr(value, "strides"):
         shape, strides = value.shape, value.strides
+        if getattr(value, "fixed", False):
+            return ArrayType(dtype_, (None, *shape[1:]), tuple(strides))
         unit = bool(strides) and (strides[-1] == 1 or shape[-1] <= 1)
         return _array_type(dtype_, len(shape), unit)
     raise KernelError(

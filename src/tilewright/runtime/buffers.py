@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +27,8 @@ class Buffer:
         strides: distances between neighbours along each axis, in elements.
         pointer: address of the element at index 0, 0, ...
         owner: what keeps the memory alive.
+        fixed: kernels are specialised for its strides and for all its sizes but the first (packed
+            weights, caches), which saves them address arithmetic and bounds checks.
     """
 
     dtype: DType
@@ -34,6 +36,7 @@ class Buffer:
     strides: tuple[int, ...]
     pointer: int
     owner: Any = field(default=None, repr=False)
+    fixed: bool = False
 
     @property
     def ndim(self) -> int:
@@ -48,6 +51,10 @@ class Buffer:
     def nbytes(self) -> int:
         """Bytes of its elements, padding not counted."""
         return self.size * self.dtype.nbytes
+
+    def fix(self) -> Buffer:
+        """The same buffer, for which kernels are specialised; see ``fixed``."""
+        return replace(self, fixed=True)
 
     def numpy(self) -> np.ndarray:
         """The same memory as an ndarray (bf16 as uint16); it keeps the memory alive."""
