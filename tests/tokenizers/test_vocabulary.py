@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from tilewright.errors import FormatError, UnsupportedError
 from tilewright.formats.gguf import open_gguf, write_gguf
@@ -26,6 +29,7 @@ DROP = object()
         ("tokens", [], "is empty"),
         ("tokens", 5, "not an array of strings"),
         ("tokens", ["a", b"b"], "not an array of strings"),
+        ("tokens", ["a", "\ud800"], "not valid Unicode"),
         ("tokens", ["a", "b", "a"], "'a' twice, as ids 0 and 2"),
         ("scores", DROP, r"'tokenizer\.ggml\.scores' is missing"),
         ("scores", [0.0], "has 1 entries, but 'tokenizer.ggml.tokens' has"),
@@ -176,6 +180,43 @@ def test_loading_is_fast(
         from_metadata(metadata).encode("Hello")
         times.append(time.perf_counter() - start)
     assert min(times) < 0.3
+
+
+anything = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.text(max_size=5),
+    st.binary(max_size=5),
+    st.lists(st.one_of(st.integers(-(2**65), 2**65), st.floats(), st.text(max_size=3)), max_size=4),
+    arrays(
+        st.sampled_from(["f4", "f8", "i4", "u8", "?"]), st.sampled_from([(), 0, 3, 283, (3, 2)])
+    ),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+)
+
+
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data(), spm=st.booleans())
+def test_any_metadata_loads_or_is_refused(
+    data: st.DataObject, spm: bool, spm_metadata: dict[str, Any], bpe_metadata: dict[str, Any]
+) -> None:
+    """Random values for random keys: a tilewright error, or a tokenizer that works."""
+    metadata = dict(spm_metadata if spm else bpe_metadata)
+    optional = ["add_bos_token", "add_eos_token", "add_space_prefix", "eot_token_id", "pre"]
+    keys = [*metadata, *(f"tokenizer.ggml.{name}" for name in optional), "general.name"]
+    for key in data.draw(st.lists(st.sampled_from(keys), min_size=1, max_size=2)):
+        metadata[key] = data.draw(anything)
+    try:
+        tokenizer = from_metadata(metadata)
+        ids = tokenizer.encode("hello <s> wörld\n")
+    except (FormatError, UnsupportedError):
+        return
+    assert all(0 <= i < tokenizer.vocab_size for i in [*ids, *tokenizer.eos_ids])
+    tokenizer.decode(range(tokenizer.vocab_size))
 
 
 def test_errors_name_the_file(tmp_path: Path) -> None:

@@ -157,6 +157,10 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     n = len(tokens)
     if n == 0:
         raise FormatError("'tokenizer.ggml.tokens' is empty")
+    try:
+        "".join(tokens).encode()
+    except UnicodeEncodeError as error:
+        raise FormatError("'tokenizer.ggml.tokens' has text that is not valid Unicode") from error
     ids = dict(zip(tokens, range(n)))
     if len(ids) != n:
         twice = next(i for i, text in enumerate(tokens) if ids[text] != i)
@@ -167,7 +171,8 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
 
     scores = _numbers(metadata, "tokenizer.ggml.scores", n)
     if scores is not None:
-        scores = scores.astype(np.float32)
+        with np.errstate(over="ignore"):  # beyond float32 a score is infinite
+            scores = scores.astype(np.float32)
         if np.isnan(scores).any():
             bad = int(np.flatnonzero(np.isnan(scores))[0])
             raise FormatError(f"'tokenizer.ggml.scores' is NaN for token {bad} {tokens[bad]!r}")
