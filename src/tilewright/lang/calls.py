@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import builtins
-import math
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -231,7 +230,7 @@ class Caller:
         finally:
             self.tracer.builder.loc = loc
 
-    def _call_native(self, fn: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    def _call_native(self, fn: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Calls that Python itself answers at compile time."""
         name = getattr(fn, "__name__", "")
         module = getattr(fn, "__module__", None)
@@ -241,7 +240,7 @@ class Caller:
             raise KernelError(f"{describe(fn)} cannot be called")
         everything = [*args, *kwargs.values()]
         tiles = [v for v in everything if isinstance(v, Tile)]
-        if module == "builtins" and name in _CONSTANT_FUNCTIONS and fn is vars(builtins).get(name):
+        if module == "builtins" and name in _CONSTANT_FUNCTIONS:
             if tiles and name in _ON_TILES:
                 raise KernelError(
                     f"{name}() wants a compile-time value, got {describe(tiles[0])}: "
@@ -250,7 +249,7 @@ class Caller:
             if name == "sorted" and tiles:
                 raise KernelError("sorted() wants compile-time values")
             return native(fn, *args, **kwargs)
-        if fn in vars(math).values() or isinstance(
+        if module == "math" or isinstance(
             getattr(fn, "__self__", None), (str, tuple, list, dict, int, float)
         ):
             if tiles:

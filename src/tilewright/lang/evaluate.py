@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from fractions import Fraction
+
 from typing import Any, Final
 
 import numpy as np
@@ -42,7 +42,7 @@ def _to_odd(rounded: np.ndarray, error: np.ndarray) -> np.ndarray:
     would (Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums", 2008).
     """
     bits = rounded.view(np.uint64 if rounded.dtype == np.float64 else np.uint32)
-    even = (bits & bits.dtype.type(1)) == 0
+    even = bits % 2 == 0
     fix = even & (error != 0) & np.isfinite(rounded) & np.isfinite(error)
     if not fix.any():
         return rounded
@@ -91,6 +91,8 @@ def _fma_f64(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
 def _fma_one(x: float, y: float, z: float) -> float:
     if not (math.isfinite(x) and math.isfinite(y) and math.isfinite(z)):
         return x * y + z if not (math.isfinite(x) and math.isfinite(y)) else z
+    from fractions import Fraction
+
     exact = Fraction(x) * Fraction(y) + Fraction(z)
     if exact == 0:
         return x * y + z if x * y == 0 or x * y == -z else 0.0

@@ -39,24 +39,47 @@ Op table (``name``: operands -> result; attributes in braces)::
 ``axes`` of load and store has one entry per array axis, and each axis has one index operand:
 
 * ``At()`` - the operand is an i64 scalar; the axis disappears.
-* ``Window(length, step)`` - the operand is the i64 start; the axis has ``length`` elements.
-* ``Gather()`` - the operand is an integer tile. All gathered axes are adjacent, their tiles
-  broadcast against each other (as in NumPy), and their common shape stands at the first one's place.
+* ``Window(length, step)`` - the operand is the i64 start; the axis has ``length`` elements,
+  ``step`` (positive) apart.
+* ``Gather()`` - the operand is an integer tile. No window stands between two gathered axes, their
+  tiles broadcast against each other (as in NumPy), and their common shape stands at the first one's
+  place.
 
 Every access is total: an element outside the array (negative indices too) reads as ``fill`` and
 is never written. Stores happen in row-major order, so the last of several writes to one place wins.
 
+``for`` runs its block for ``iv = lo, lo + step, ...`` while ``iv < hi``; a step of zero or less runs
+no iteration. Inner blocks (of ``scan_with`` too) may use any value defined before the op.
+
 Numerics. Every op rounds to its own dtype; nothing is contracted or reassociated, so a fused
 multiply-add exists only where the source says ``fma`` or ``dot``. ``dot`` accumulates in the dtype
 of ``acc`` with one fused multiply-add per k in ascending order, whatever the tile sizes: that order
-is a contract. ``dot4`` is exact in int32 (wrapping); an operand of dtype u32 holds unsigned bytes,
-one of dtype i32 signed bytes. The order of a float ``reduce`` depends only on the length of the
-reduced axis and the target, never on the other axes.
+is a contract; ``a`` and ``b`` may have other dtypes and are converted to that of ``acc`` first.
+``dot4`` is exact in int32 (wrapping); an operand of dtype u32 holds unsigned bytes, one of dtype i32
+signed bytes. The order of a float ``reduce`` depends only on the length of the reduced axis and the
+target, never on the other axes; a float ``scan`` runs in sequence.
+
+Edge cases, the same on every target:
+
+* Integers wrap around: ``add sub mul neg abs fma``, sums and products.
+* ``floordiv`` and ``mod`` take integers and round towards minus infinity, as in Python. Division by
+  zero gives 0, and so does the remainder. ``MIN // -1`` is ``MIN``, ``MIN % -1`` is 0.
+* ``shl`` and ``shr`` read the amount as unsigned; from the width up, ``shl`` gives 0, ``shr`` gives
+  0 or the sign's fill (-1 for negative signed values). ``shr`` is arithmetic on signed dtypes.
+* ``min`` and ``max`` give NaN when either operand is NaN, also as reductions and scans; which of
+  -0.0 and +0.0 they give is unspecified. Comparisons with NaN are false, ``ne`` is true.
+* ``round`` takes ties to even. ``neg`` and ``abs`` only touch the sign bit.
+* ``argmax`` and ``argmin`` give i64, the first extreme; a NaN counts as the extreme.
+* ``cast``: float to integer truncates and saturates, NaN becomes 0; integer to integer wraps; to
+  bool is ``x != 0``; to float rounds to nearest even, once.
+* ``div pow`` and ``exp .. sigmoid`` take floats; ``and or xor not`` integers and bools; ``shl shr
+  popcount`` integers; ``sum prod`` no bools; ``any all`` bools.
+* ``reduce`` over one element (or of a scan's first element) is that element, unrounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -291,7 +314,9 @@ class Function:
     body: Block
 
     def __str__(self) -> str:
-        return _Printer().function(self)
+        from tilewright.lang.printing import print_function
+
+        return print_function(self)
 
 
 def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
@@ -334,73 +359,6 @@ class Builder:
         return self.emit("constant", (), (TileType(dtype),), value=value).result
 
 
-# --- printer -------------------------------------------------------------------------------------
-
-
-class _Printer:
-    def __init__(self) -> None:
-        self.names: dict[Value, str] = {}
-        self.taken: set[str] = set()
-
-    def name(self, value: Value) -> str:
-        if value not in self.names:
-            base = value.name or str(len(self.names))
-            name, n = base, 1
-            while name in self.taken:
-                name, n = f"{base}.{n}", n + 1
-            self.taken.add(name)
-            self.names[value] = name
-        return "%" + self.names[value]
-
-    def function(self, fn: Function) -> str:
-        params = ", ".join(f"{self.name(p)}: {p.type}" for p in fn.params)
-        return "\n".join([f"kernel {fn.name}({params}) {{", *self.block(fn.body, "  "), "}"])
-
-    def block(self, block: Block, indent: str) -> list[str]:
-        lines: list[str] = []
-        for op in block.ops:
-            lines += self.op(op, indent)
-        return lines
-
-    def op(self, op: Op, indent: str) -> list[str]:
-        head = ", ".join(self.name(r) for r in op.results)
-        types = ", ".join(str(r.type) for r in op.results)
-        operands = list(op.operands)
-        if op.name in ("load", "store"):
-            array, *rest = operands
-            axes = op.attrs["axes"]
-            index = ", ".join(
-                self.name(v)
-                + (
-                    f":+{a.length}" + (f":{a.step}" if a.step != 1 else "")
-                    if isinstance(a, Window)
-                    else ""
-                )
-                for a, v in zip(axes, rest)
-            )
-            body = f"{op.name} {self.name(array)}[{index}]"
-            if op.name == "store":
-                body += f" = {self.name(rest[-1])}"
-            elif op.attrs.get("fill", 0):
-                body += f" fill={op.attrs['fill']}"
-        else:
-            body = " ".join([op.name, ", ".join(self.name(v) for v in operands)]).rstrip()
-            attrs = ", ".join(f"{k}={v}" for k, v in op.attrs.items())
-            body += f" {{{attrs}}}" if attrs else ""
-        line = indent + (f"{head} = " if head else "") + body + (f" : {types}" if types else "")
-        if not op.blocks:
-            return [line]
-        lines = [line + " {"]
-        for i, block in enumerate(op.blocks):
-            if i:
-                lines.append(indent + "} else {")
-            if block.args:
-                args = ", ".join(f"{self.name(a)}: {a.type}" for a in block.args)
-                lines.append(f"{indent}  ^({args}):")
-            lines += self.block(block, indent + "  ")
-        return [*lines, indent + "}"]
-
-
 # --- verifier ------------------------------------------------------------------------------------
 
 
@@ -429,44 +387,184 @@ def _bad(op: Op, problem: str) -> KernelError:
     return KernelError(f"{op.name}({types}): {problem}{where}")
 
 
+_FLOAT_ONLY: Final = frozenset(
+    "exp exp2 log log2 sin cos tanh erf sqrt rsqrt sigmoid floor ceil round trunc isnan div "
+    "pow".split()
+)
+_INTEGER_ONLY: Final = frozenset("floordiv mod shl shr popcount".split())
+_NO_FLOAT: Final = frozenset("and or xor not".split())
+_NO_BOOL: Final = frozenset("neg abs add sub mul fma min max".split())
+
+
 def _check(op: Op) -> str:
     """What is wrong with ``op``, or an empty string."""
-    tiles = [v for v in op.operands if isinstance(v.type, TileType)]
-    result = op.results[0].type if op.results else None
-    if op.name in BINARY or op.name in COMPARE or op.name == "fma":
-        if len({t.dtype for t in tiles}) != 1:
+    name = op.name
+    check = _CHECKS.get(name)
+    if check is not None:
+        return check(op)
+    if name in UNARY:
+        x, out = op.operands[0], op.result.type
+        want = TileType(boolean, x.shape) if name == "isnan" else x.type
+        return _check_dtype(name, x.dtype) or ("" if out == want else f"result must be {want}")
+    if name in BINARY or name in COMPARE or name == "fma":
+        dtype = op.operands[0].dtype
+        if any(v.dtype is not dtype for v in op.operands):
             return "operands must share one dtype"
-        return _check_broadcast(op, [t.shape for t in tiles])
-    if op.name == "where":
-        if tiles[0].dtype is not boolean or tiles[1].dtype is not tiles[2].dtype:
-            return "wants (bool, x, y) with x and y of one dtype"
-        return _check_broadcast(op, [t.shape for t in tiles])
-    if op.name in ("load", "store"):
-        return _check_access(op)
-    if op.name == "dot":
-        (m, k), (k2, n) = tiles[0].shape, tiles[1].shape
-        if k != k2 or tiles[2].shape != (m, n):
-            return "wants (m,k), (k,n), (m,n)"
-    if op.name == "dot4":
-        if tiles[0].dtype is not i32 or any(t.dtype not in (i32, u32) for t in tiles[1:]):
-            return "wants (i32, i32|u32, i32|u32)"
-        return _check_broadcast(op, [t.shape for t in tiles])
-    if op.name == "for":
-        carried = [v.type for v in op.operands[3:]]
-        body = op.blocks[0]
-        ends = [v.type for v in body.ops[-1].operands] if body.ops else None
-        if [a.type for a in body.args[1:]] != carried or ends != carried:
-            return "carried values change their type"
-    if op.name == "if" and any(
-        [v.type for v in b.ops[-1].operands] != [r.type for r in op.results] for b in op.blocks
-    ):
-        return "the two branches yield different types"
-    if op.name in ("reshape", "cast", "bitcast") and isinstance(result, TileType):
-        if _count(result.shape) != _count(tiles[0].shape):
-            return f"{_count(tiles[0].shape)} elements become {_count(result.shape)}"
-        if op.name == "bitcast" and tiles[0].dtype.bits != result.dtype.bits:
-            return "bitcast keeps the width"
+        want_dtype = boolean if name in COMPARE else dtype
+        if op.result.dtype is not want_dtype:
+            return f"result must be {want_dtype}"
+        return _check_dtype(name, dtype) or _check_broadcast(op, [v.shape for v in op.operands])
+    return "no such op"
+
+
+def _check_dtype(name: str, dtype: DType) -> str:
+    if name in _FLOAT_ONLY and not dtype.is_float:
+        return "wants floats"
+    if name in _INTEGER_ONLY and not dtype.is_integer:
+        return "wants integers"
+    if name in _NO_FLOAT and dtype.is_float:
+        return "wants integers or bools"
+    if name in _NO_BOOL and dtype is boolean:
+        return "wants numbers, not bools"
     return ""
+
+
+def _check_where(op: Op) -> str:
+    c, x, y = op.operands
+    if c.dtype is not boolean or x.dtype is not y.dtype or op.result.dtype is not x.dtype:
+        return "wants (bool, x, y) with x and y of one dtype"
+    return _check_broadcast(op, [v.shape for v in op.operands])
+
+
+def _check_dot(op: Op) -> str:
+    a, b, acc = (v.shape for v in op.operands)
+    if len(a) != 2 or len(b) != 2 or a[1] != b[0] or acc != (a[0], b[1]):
+        return "wants (m,k), (k,n), (m,n)"
+    if op.operands[2].dtype is boolean:
+        return "cannot accumulate in bool"
+    return "" if op.result.type == op.operands[2].type else "result must have acc's type"
+
+
+def _check_dot4(op: Op) -> str:
+    if op.operands[0].dtype is not i32 or any(v.dtype not in (i32, u32) for v in op.operands[1:]):
+        return "wants (i32, i32|u32, i32|u32)"
+    return _check_broadcast(op, [v.shape for v in op.operands])
+
+
+def _check_for(op: Op) -> str:
+    carried = [v.type for v in op.operands[3:]]
+    body = op.blocks[0]
+    if any(v.type != TileType(i64) for v in op.operands[:3]):
+        return "bounds and step must be i64 scalars"
+    if not body.ops or body.ops[-1].name != "yield":
+        return "the body must end in yield"
+    ends = [v.type for v in body.ops[-1].operands]
+    if [a.type for a in body.args[1:]] != carried or ends != carried:
+        return "carried values change their type"
+    return "" if [r.type for r in op.results] == carried else "results must have the carried types"
+
+
+def _check_if(op: Op) -> str:
+    if op.operands[0].type != TileType(boolean):
+        return "the condition must be a bool scalar"
+    for block in op.blocks:
+        if not block.ops or block.ops[-1].name != "yield":
+            return "a branch must end in yield"
+        if [v.type for v in block.ops[-1].operands] != [r.type for r in op.results]:
+            return "the two branches yield different types"
+    return ""
+
+
+def _check_scan_with(op: Op) -> str:
+    scalars = [TileType(v.dtype) for v in op.operands]
+    block = op.blocks[0]
+    if [a.type for a in block.args] != scalars * 2:
+        return "the block must take two scalars per operand"
+    if not block.ops or [v.type for v in block.ops[-1].operands] != scalars:
+        return "the block must yield one scalar per operand"
+    return "" if [r.type for r in op.results] == [v.type for v in op.operands] else "types differ"
+
+
+def _check_reduce(op: Op) -> str:
+    x, fn, axis = op.operands[0], op.attrs["fn"], op.attrs["axis"]
+    if fn not in REDUCTIONS:
+        return f"there is no reduction {fn!r}"
+    if axis is not None and not 0 <= axis < len(x.shape):
+        return f"axis {axis} is out of range"
+    if fn in ("any", "all") and x.dtype is not boolean:
+        return "wants bools"
+    if fn in ("sum", "prod") and x.dtype is boolean:
+        return "wants numbers, not bools"
+    shape = () if axis is None else x.shape[:axis] + x.shape[axis + 1 :]
+    want = TileType(i64 if fn in ("argmax", "argmin") else x.dtype, shape)
+    return "" if op.result.type == want else f"result must be {want}"
+
+
+def _check_scan(op: Op) -> str:
+    x = op.operands[0]
+    if op.attrs["fn"] not in ("sum", "prod", "max", "min"):
+        return f"there is no scan {op.attrs['fn']!r}"
+    if not 0 <= op.attrs["axis"] < len(x.shape):
+        return f"axis {op.attrs['axis']} is out of range"
+    return "" if op.result.type == x.type else "result must have the operand's type"
+
+
+def _check_reshape(op: Op) -> str:
+    x, out = op.operands[0], op.result
+    if x.dtype is not out.dtype:
+        return "keeps the dtype"
+    if _count(x.shape) != _count(out.shape):
+        return f"{_count(x.shape)} elements become {_count(out.shape)}"
+    if op.name == "expand_dims":
+        axis = op.attrs["axis"]
+        if out.shape != x.shape[:axis] + (1,) + x.shape[axis:]:
+            return f"result has shape {out.shape}"
+    return ""
+
+
+def _check_conversion(op: Op) -> str:
+    x, out = op.operands[0], op.result
+    if x.shape != out.shape:
+        return f"shape {x.shape} becomes {out.shape}"
+    if op.name == "bitcast" and (x.dtype.bits != out.dtype.bits or boolean in (x.dtype, out.dtype)):
+        return "bitcast keeps the width"
+    return ""
+
+
+def _check_movement(op: Op) -> str:
+    shapes = [v.shape for v in op.operands]
+    out = op.result.shape
+    if any(v.dtype is not op.result.dtype for v in op.operands):
+        return "keeps the dtype"
+    if op.name == "broadcast":
+        return "" if broadcast_shapes(shapes[0], out) == out else f"does not fill {out}"
+    if op.name == "transpose":
+        perm = op.attrs["perm"]
+        ok = sorted(perm) == list(range(len(shapes[0])))
+        return "" if ok and out == tuple(shapes[0][p] for p in perm) else f"perm {perm}, got {out}"
+    if op.name == "slice":
+        starts = op.attrs["starts"]
+        ok = len(starts) == len(out) == len(shapes[0]) and all(
+            0 <= s and 1 <= n and s + n <= size for s, n, size in zip(starts, out, shapes[0])
+        )
+        return "" if ok else f"starts {starts}, got {out}"
+    axis = op.attrs["axis"]
+    rest = {s[:axis] + s[axis + 1 :] for s in (*shapes, out)}
+    total = sum(s[axis] for s in shapes)
+    return "" if len(rest) == 1 and out[axis] == total else f"parts {shapes} do not make {out}"
+
+
+def _check_source(op: Op) -> str:
+    out = op.results[0].type
+    if op.name == "scratch":
+        ok = isinstance(out, ArrayType) and None not in out.shape
+        return "" if ok else "wants a static shape"
+    if op.name == "arange":
+        n = op.attrs["stop"] - op.attrs["start"]
+        return "" if out == TileType(i64, (n,)) and n >= 1 else "result must be i64 (n,)"
+    if op.name == "constant":
+        return "" if isinstance(out, TileType) else "result must be a tile"
+    return "" if out == TileType(i64) else "result must be an i64 scalar"
 
 
 def _check_broadcast(op: Op, shapes: list[tuple[int, ...]]) -> str:
@@ -514,6 +612,28 @@ def access_shape(axes: Sequence[Axis], index: Sequence[tuple[int, ...]]) -> tupl
             shape.extend(common)
             placed = True
     return tuple(shape)
+
+
+def _check_yield(op: Op) -> str:
+    return "" if all(isinstance(v.type, TileType) for v in op.operands) else "yields tiles only"
+
+
+_CHECKS: Final[dict[str, Callable[[Op], str]]] = {
+    **dict.fromkeys("load store".split(), _check_access),
+    **dict.fromkeys("reshape expand_dims".split(), _check_reshape),
+    **dict.fromkeys("cast bitcast".split(), _check_conversion),
+    **dict.fromkeys("broadcast transpose slice concat".split(), _check_movement),
+    **dict.fromkeys("constant arange scratch dim program_id num_programs".split(), _check_source),
+    "where": _check_where,
+    "dot": _check_dot,
+    "dot4": _check_dot4,
+    "for": _check_for,
+    "if": _check_if,
+    "scan_with": _check_scan_with,
+    "reduce": _check_reduce,
+    "scan": _check_scan,
+    "yield": _check_yield,
+}
 
 
 def _count(shape: tuple[int, ...]) -> int:

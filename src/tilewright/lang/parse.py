@@ -82,6 +82,7 @@ def parse(
             KernelError(f"a kernel returns nothing, this one returns {describe(value)}: store it"),
             source.location(source.node),
         )
+    tracer.complete(body)
     function = Function(name, list(params), body)
     verify(function)
     return function
@@ -186,8 +187,7 @@ class Statements(Expressions):
                 KernelError(f"{target.id!r} is a Const parameter and cannot be assigned"),
                 self.source.location(target),
             )
-        if isinstance(value, Tile) and isinstance(value.data, Value) and not value.data.name:
-            value.data.name = target.id
+        _name(value, target.id)
         self.env[target.id] = value
 
     def unpack(self, target: ast.Tuple | ast.List, value: Any) -> None:
@@ -346,7 +346,8 @@ class Statements(Expressions):
         op = self.tracer.builder.emit("if", (flag.data,), types_, tuple(blocks))
         results = [Tile(v, t.dtype, t.shape) for v, t in zip(op.results, types_)]
         for (name, _), tile in zip(pairs, results):
-            tile.data.name = name if name.isidentifier() else ""
+            if name.isidentifier():
+                _name(tile, name)
         return [plan(results) for plan in plans]
 
     def _plan(
@@ -554,8 +555,11 @@ _NOWHERE: Final = Unbound("has no value")
 
 
 def _name(value: Any, name: str) -> None:
+    """Call an IR value as the user does, the first time it gets a name."""
     if isinstance(value, Tile) and not value.data.name:
-        value.data.name = name
+        op = value.data.op
+        if op is None or op.name != "constant":  # constants are shared
+            value.data.name = name
 
 
 def _is_runtime(value: Any) -> bool:

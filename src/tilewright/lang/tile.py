@@ -422,6 +422,8 @@ def binary(name: str, x: Any, y: Any) -> Tile:
             name = "and" if name == "min" else "or"
         else:
             dtype = i64
+    if dtype.is_integer and (same := _neutral(name, x, y, dtype)) is not None:
+        return same
     bits = name in _BITWISE
     a, b = as_tile(x, dtype, bits=bits), as_tile(y, dtype, bits=bits)
     shape = broadcast(what, a, b)
@@ -429,6 +431,19 @@ def binary(name: str, x: Any, y: Any) -> Tile:
         floors = unary("floor", binary("div", a, b))
         return floors if name == "floordiv" else binary("sub", a, binary("mul", floors, b))
     return current().emit(name, (a, b), (TileType(dtype, shape),))[0]
+
+
+def _neutral(name: str, x: Any, y: Any, dtype: DType) -> Tile | None:
+    """The other operand of ``i + 0``, ``i * 1`` and the like: index arithmetic is full of them."""
+    if isinstance(x, Tile) and x.dtype is dtype and type(y) is int:
+        if y == 0 and name in ("add", "sub", "shl", "shr", "or"):
+            return x
+        if y == 1 and name in ("mul", "floordiv"):
+            return x
+    elif isinstance(y, Tile) and y.dtype is dtype and type(x) is int:
+        if (x == 0 and name in ("add", "or")) or (x == 1 and name == "mul"):
+            return y
+    return None
 
 
 def compare(name: str, x: Any, y: Any) -> Tile:

@@ -11,7 +11,7 @@ import numpy as np
 from tilewright.dtypes import DType, i64
 from tilewright.errors import KernelError
 from tilewright.lang.array import Array
-from tilewright.lang.ir import ArrayType, Block, Builder, TileType, Value
+from tilewright.lang.ir import ArrayType, Block, Builder, Op, TileType, Value
 from tilewright.lang.tile import Tile, as_tile, describe
 
 __all__ = ["Tracer"]
@@ -28,6 +28,8 @@ class Tracer:
 
     def __init__(self, body: Block) -> None:
         self.builder = Builder(body)
+        self._constants: dict[tuple[Any, ...], Tile] = {}
+        self._constant_ops: list[Op] = []
         self._epoch = 0  # counts stores: two loads are equal only between the same stores
         self._epochs: dict[Value, int] = {}
 
@@ -48,8 +50,18 @@ class Tracer:
         return tuple(Tile(v, t.dtype, t.shape) for v, t in zip(op.results, results))
 
     def constant(self, value: bool | int | float, dtype: DType, shape: tuple[int, ...]) -> Tile:
-        op = self.builder.emit("constant", (), (TileType(dtype, shape),), value=value)
-        return Tile(op.result, dtype, shape)
+        key = (repr(value), dtype, shape)  # repr: -0.0 is not 0.0, and 1 is not 1.0
+        tile = self._constants.get(key)
+        if tile is None:
+            result = Value(TileType(dtype, shape))
+            op = result.op = Op("constant", (), {"value": value}, (result,))
+            self._constant_ops.append(op)
+            tile = self._constants[key] = Tile(result, dtype, shape)
+        return tile
+
+    def complete(self, body: Block) -> None:
+        """Put the constants in front of ``body``: each is defined once, for all blocks."""
+        body.ops[:0] = self._constant_ops
 
     def scratch(self, array: ArrayType) -> Array:
         return Array(self.builder.emit("scratch", (), (array,)).result, array, "scratch")
