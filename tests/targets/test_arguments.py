@@ -48,15 +48,13 @@ def test_layout() -> None:
     y = empty(bf16, (3,))
     signature = [
         ("x", ArrayType.of(f32, 2)),
-        ("BLOCK", 64),
         ("n", TileType(i64)),
         ("extras", (ArrayType.of(bf16, 1), ArrayType.of(f32, 2))),
         ("none", ()),
-        ("shape", (1, 2)),
         ("eps", TileType(f32)),
     ]
     packer = Packer("k", signature)
-    slots = packer.pack((7, 2), [x, -9, (y, x), 0.5])
+    slots = packer.pack((7, 2), [x, -9, (y, x), (), 0.5])
     half = struct.unpack("<I", struct.pack("<f", 0.5))[0]
     array = [x.ctypes.data, 3, 4, 20, 1]
     assert slots.tolist() == [7, 2, 1, *array, -9, y.pointer, 3, 1, *array, half]
@@ -64,7 +62,8 @@ def test_layout() -> None:
     grid, args = unpack(signature, slots)
     assert grid == (7, 2, 1)
     assert args[1] == -9
-    assert args[3] == 0.5
+    assert args[3] == ()
+    assert args[4] == 0.5
     assert args[2][0].dtype is bf16
     x[:] = 3
     assert (args[0].numpy() == 3).all()

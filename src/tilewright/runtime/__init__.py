@@ -1,0 +1,1 @@
+"""Execution: buffers, launches from Python, programs as launch tables."""

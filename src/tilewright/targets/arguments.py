@@ -25,10 +25,13 @@ from tilewright.dtypes import DType, bf16, boolean, f16, f32, f64, from_float32
 from tilewright.errors import ShapeError
 from tilewright.lang.ir import ArrayType, TileType
 
-__all__ = ["Grid", "Packer", "View", "grid_of", "runtime_parameters", "unpack"]
+__all__ = ["Grid", "Packer", "Parameter", "View", "grid_of", "runtime_parameters", "unpack"]
 
 Grid = int | Sequence[int]
+Parameter = tuple[str, ArrayType | TileType | tuple[ArrayType, ...]]
 
+_F32: Final = struct.Struct("<f")
+_U32: Final = struct.Struct("<I")
 _MAX_PROGRAMS: Final = (1 << 28) - 1
 
 
@@ -72,33 +75,25 @@ def grid_of(grid: Grid, kernel: str = "launch") -> tuple[int, int, int]:
     return (*sizes, 1, 1)[:3]  # type: ignore[return-value]
 
 
-def runtime_parameters(
-    signature: Iterable[tuple[str, Any]],
-) -> list[tuple[str, ArrayType | TileType | tuple[ArrayType, ...]]]:
-    """The parameters that are passed at run time, in order: constants left out."""
-    return [(name, kind) for name, kind in signature if _is_runtime(kind)]
-
-
-def _is_runtime(kind: Any) -> bool:
-    if isinstance(kind, tuple):
-        return bool(kind) and all(isinstance(k, ArrayType) for k in kind)
-    return isinstance(kind, (ArrayType, TileType))
+def runtime_parameters(kernel: Any, signature: Any) -> list[Parameter]:
+    """Names and types of what is passed at run time, in order: constants left out."""
+    return [item for p, item in zip(kernel.parameters, signature.items) if p.kind != "const"]
 
 
 class Packer:
-    """Packs the arguments of one kernel signature; checks them on the way.
+    """Packs the runtime arguments of one specialised kernel; checks them on the way.
 
     Args:
         kernel: name for messages.
-        signature: (name, type or constant) pairs.
+        parameters: name and type of each runtime parameter, in order.
         stores: runtime parameters (by flat array position) that the kernel writes.
     """
 
     def __init__(
-        self, kernel: str, signature: Iterable[tuple[str, Any]], stores: Iterable[int] = ()
+        self, kernel: str, parameters: Iterable[Parameter], stores: Iterable[int] = ()
     ) -> None:
         self.kernel = kernel
-        self.parameters = runtime_parameters(signature)
+        self.parameters = list(parameters)
         self.stores = frozenset(stores)
         self._flat: list[_Array | _Scalar] = []
         self._variadic = any(isinstance(kind, tuple) for _, kind in self.parameters)
@@ -153,7 +148,9 @@ class Packer:
         return flat
 
 
-def unpack(signature: Iterable[tuple[str, Any]], slots: np.ndarray) -> tuple[Any, list[Any]]:
+def unpack(
+    parameters: Iterable[Parameter], slots: np.ndarray
+) -> tuple[tuple[int, int, int], list[Any]]:
     """The grid and the arguments that a block holds: views of arrays, Python scalars."""
     values = [int(v) for v in slots]
     at = 3
@@ -169,9 +166,9 @@ def unpack(signature: Iterable[tuple[str, Any]], slots: np.ndarray) -> tuple[Any
         return View(kind.dtype, tuple(sizes[:n]), tuple(sizes[n:]), pointer)
 
     args: list[Any] = []
-    for _, kind in runtime_parameters(signature):
+    for _, kind in parameters:
         args.append(tuple(take(k) for k in kind) if isinstance(kind, tuple) else take(kind))
-    return tuple(values[:3]), args
+    return (values[0], values[1], values[2]), args
 
 
 class _Array:
@@ -187,20 +184,18 @@ class _Array:
         self._storage = kind.dtype.storage
         self._sizes = [(i, n) for i, n in enumerate(kind.shape) if n is not None]
         self._strides = [(i, n) for i, n in enumerate(kind.strides) if n is not None]
+        self._in_elements: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def pack(self, value: Any, out: list[int]) -> None:
         strides: Sequence[int]
         if isinstance(value, np.ndarray):
-            if value.dtype != self._storage:
+            dtype = value.dtype
+            if dtype is not self._storage and dtype != self._storage:
                 raise self._misfit(value)
             pointer = value.ctypes.data
-            nbytes = self._nbytes
-            strides = [s // nbytes for s in value.strides]
-            if any(s % nbytes for s in value.strides) or pointer % nbytes:
-                raise ShapeError(
-                    f"{self.where}: elements of {nbytes} bytes lie at address {pointer:#x} with "
-                    f"byte strides {value.strides}, wants whole elements; pass a copy"
-                )
+            strides = self._in_elements.get(value.strides, ())
+            if (not strides and value.ndim) or pointer % self._nbytes:
+                strides = self._elements(value)
             if self.stored and not value.flags.writeable:
                 raise ShapeError(f"{self.where} is written by the kernel, the array is read-only")
         else:
@@ -220,8 +215,21 @@ class _Array:
             if strides[axis] != n and shape[axis] > 1:
                 raise self._misfit(value)
         out.append(pointer)
-        out.extend(shape)
-        out.extend(strides)
+        out += shape
+        out += strides
+
+    def _elements(self, value: np.ndarray) -> tuple[int, ...]:
+        """The array's strides in elements, remembered: most launches bring the same ones."""
+        nbytes = self._nbytes
+        if value.ctypes.data % nbytes or any(s % nbytes for s in value.strides):
+            raise ShapeError(
+                f"{self.where}: elements of {nbytes} bytes lie at address {value.ctypes.data:#x} "
+                f"with byte strides {value.strides}, wants whole elements; pass a copy"
+            )
+        strides = tuple(s // nbytes for s in value.strides)
+        if len(self._in_elements) < 256:
+            self._in_elements[value.strides] = strides
+        return strides
 
     def _misfit(self, value: Any) -> ShapeError:
         if hasattr(value, "shape") and hasattr(value, "dtype"):
@@ -247,7 +255,10 @@ class _Scalar:
         dtype = self.dtype
         try:
             if dtype is f32:
-                out.append(_bits("<I", "<f", float(value)))
+                try:
+                    out.append(_U32.unpack(_F32.pack(value))[0])
+                except (OverflowError, struct.error):
+                    out.append(_bits("<I", "<f", float(value)))
             elif dtype.is_float:
                 out.append(_float_bits(float(value), dtype))
             elif dtype is boolean:

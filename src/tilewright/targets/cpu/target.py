@@ -15,7 +15,7 @@ import numpy as np
 
 from tilewright.config import Settings, physical_cores
 from tilewright.lang.ir import Function
-from tilewright.targets.arguments import Grid, Packer
+from tilewright.targets.arguments import Grid, Packer, runtime_parameters
 from tilewright.targets.cpu.cache import DiskCache, cache_key
 from tilewright.targets.cpu.codegen import CodeObject, compile_object
 from tilewright.targets.cpu.loader import process_loader
@@ -89,8 +89,7 @@ class CPUTarget:
         self.counts = CompileCounts()
         self._threads = max(1, min(settings.threads, physical_cores()))
         self._lock = threading.Lock()
-        self._known: dict[tuple[Any, Any], CPUExecutable] = {}
-        self._by_key: dict[str, CPUExecutable] = {}
+        self._known: dict[str, CPUExecutable] = {}
 
     def compile(self, kernel: Any, signature: Any) -> CPUExecutable:
         """Machine code of ``kernel`` (a ``KernelFunction``) for ``signature``.
@@ -101,29 +100,24 @@ class CPUTarget:
             KernelError: the kernel's source is wrong.
             CompileError: it cannot be lowered for this CPU.
         """
-        known = self._known.get((kernel, signature))
-        if known is not None:
-            return known
+        # The key covers what the kernel's globals are now, so it is worked out every time.
         key = self._key(kernel, signature)
-        made = self._by_key.get(key) or self._make(kernel, signature, key)
-        with self._lock:
-            made = self._by_key.setdefault(key, made)
-            self._known[kernel, signature] = made
-        return made
+        known = self._known.get(key)
+        if known is None:
+            made = self._make(kernel, signature, key)
+            with self._lock:
+                known = self._known.setdefault(key, made)
+        return known
 
     def compile_many(self, items: Iterable[tuple[Any, Any]]) -> list[CPUExecutable]:
         """Compile (kernel, signature) pairs on several threads; results in their order."""
-        wanted = list(items)
-        missing = {
-            self._key(kernel, signature): (kernel, signature)
-            for kernel, signature in wanted
-            if (kernel, signature) not in self._known
-        }
+        wanted = [(self._key(*item), *item) for item in items]
+        missing = {key: item for key, *item in wanted if key not in self._known}
         if len(missing) > 1 and self._threads > 1:
             with ThreadPoolExecutor(min(self._threads, len(missing))) as threads:
                 for future in [threads.submit(self.compile, *item) for item in missing.values()]:
                     future.result()
-        return [self.compile(kernel, signature) for kernel, signature in wanted]
+        return [self.compile(kernel, signature) for _, kernel, signature in wanted]
 
     def lower(self, kernel: Any, signature: Any) -> str:
         """The LLVM text of ``kernel`` before optimisation."""
@@ -136,7 +130,7 @@ class CPUTarget:
         return compile_object(self.lower(kernel, signature), self.machine)
 
     def _key(self, kernel: Any, signature: Any) -> str:
-        return cache_key(self.machine, kernel.fingerprint(), str(signature))
+        return cache_key(self.machine, kernel.fingerprint(signature), str(signature))
 
     def _make(self, kernel: Any, signature: Any, key: str) -> CPUExecutable:
         start = time.perf_counter()
@@ -149,7 +143,7 @@ class CPUTarget:
             compiled = 0
         symbol, stores, data = entry
         address = process_loader().load(data, symbol)
-        packer = Packer(kernel.name, signature, stores)
+        packer = Packer(kernel.name, runtime_parameters(kernel, signature), stores)
         with self._lock:
             self.counts.compiled += compiled
             self.counts.disk += 1 - compiled

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.dtypes import bf16
-from tilewright.targets.arguments import Grid, Packer, View, runtime_parameters, unpack
+from tilewright.targets.arguments import Grid, Packer, runtime_parameters, unpack
 
 __all__ = ["NumPyExecutable", "NumPyTarget"]
 
@@ -33,16 +32,15 @@ class NumPyExecutable:
 
     def run(self, slots: np.ndarray) -> None:
         """Interpret every program of the packed launch, in ascending order."""
-        grid, args = unpack(self.signature, slots)
+        grid, args = unpack(self.packer.parameters, slots)
         if 0 in grid:
             return
-        runtime = dict(zip((name for name, _ in runtime_parameters(self.signature)), args))
-        # parameters by name, in the kernel's order: constants keep their values
-        call = {
-            name: _array(runtime[name]) if name in runtime else constant
-            for name, constant in self.signature
-        }
-        self.kernel.interpret(grid)(**call)
+        runtime = iter(args)
+        call = [
+            item if parameter.kind == "const" else next(runtime)
+            for parameter, (_, item) in zip(self.kernel.parameters, self.signature.items)
+        ]
+        self.kernel.interpret(grid, self.signature)(*call)
 
 
 class NumPyTarget:
@@ -52,17 +50,10 @@ class NumPyTarget:
 
     def compile(self, kernel: Any, signature: Any) -> NumPyExecutable:
         """Nothing is compiled; the kernel is checked by running it."""
-        return NumPyExecutable(kernel, signature, Packer(kernel.name, signature))
+        return NumPyExecutable(
+            kernel, signature, Packer(kernel.name, runtime_parameters(kernel, signature))
+        )
 
     def compile_many(self, items: Iterable[tuple[Any, Any]]) -> list[NumPyExecutable]:
         """One executable for each (kernel, signature)."""
         return [self.compile(kernel, signature) for kernel, signature in items]
-
-
-def _array(value: Any) -> Any:
-    """ndarrays where NumPy can name the dtype, views of memory for bf16."""
-    if isinstance(value, tuple):
-        return tuple(_array(one) for one in value)
-    if isinstance(value, View):
-        return value if value.dtype is bf16 else value.numpy()
-    return value
