@@ -116,7 +116,7 @@ def kernel_calls(program: Program, dims: Mapping[str, int]) -> list[KernelCall]:
     calls: list[KernelCall] = []
     for node in program.order:
         shape = evaluate(node.shape, dims)
-        if node.op == "weight":
+        if node.op in ("weight", "result"):  # results are bound with their kernel
             continue
         if node.is_leaf:
             store = program.inputs if node.op == "input" else program.states
@@ -132,8 +132,6 @@ def kernel_calls(program: Program, dims: Mapping[str, int]) -> list[KernelCall]:
             for out in outs:
                 values[out] = _wrapped(out, program._bound(out, evaluate(out.shape, dims)))
             calls.append(_rows_call(node, inputs, [values[o] for o in outs], shape))
-            continue
-        if node.op == "result":
             continue
         entry = table.get(node.op)
         if entry.view is not None:

@@ -199,12 +199,12 @@ class _Source:
         body = "\n".join(self.lines)
         name = unique_name("rows_" + "_".join(dict.fromkeys(m.op for m in self.members)), body)
         has_stats = any(self.stats.values())
-        span = "0" if has_stats else "program_id(1) * SPAN"
         head = [
             f"def {name}({params}{'' if has_stats else ', SPAN: Const'}):",
             "    row = program_id(0)",
-            f"    first = {span}",
         ]
+        if not has_stats:
+            head.append("    first = program_id(1) * SPAN")
         return "\n".join([*head, body, ""]), name
 
     def _range(self) -> str:

@@ -15,7 +15,8 @@ import numpy as np
 from tilewright.compiler import Program
 from tilewright.errors import ContextLengthError, TilewrightError
 from tilewright.layers import StepLimits
-from tilewright.ops.attention import PAGE, TILE_TOKENS
+from tilewright.ops.attention import TILE_TOKENS
+from tilewright.ops.kvcache import PAGE
 
 __all__ = ["Engine", "Sequence", "Work"]
 

@@ -21,7 +21,7 @@ from tilewright.generate.stream import TextStream
 from tilewright.layers import StepLimits
 from tilewright.models.config import DecoderConfig, config_from_metadata
 from tilewright.models.load import load_graph, slow_types
-from tilewright.ops.attention import PAGE
+from tilewright.ops.kvcache import PAGE
 from tilewright.tokenizers import Tokenizer, from_metadata
 
 __all__ = ["DEFAULT_CONTEXT", "DEFAULT_MODEL", "Generation", "Model", "load", "plan_file"]

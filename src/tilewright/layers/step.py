@@ -7,6 +7,7 @@ token, and fifty users' mixed work are the same program with other numbers.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,8 +16,8 @@ import numpy as np
 from tilewright.dtypes import f32, i32
 from tilewright.graph import Dim, Node, Size, input_node, state_node, weight_node
 from tilewright.layers.rope import Rope
-from tilewright.ops.attention import PAGE
-from tilewright.ops.rope import rope_tables
+from tilewright.ops.kvcache import PAGE
+from tilewright.ops.rope import rope_frequencies, rope_tables, yarn_frequencies
 
 __all__ = ["Step", "StepLimits"]
 
@@ -91,7 +92,24 @@ class Step:
     def rope_tables(self) -> tuple[Node, Node]:
         """Cosines and sines, (context, rotary dims / 2) each, computed in float64."""
         assert self.rope is not None
-        cos, sin = rope_tables(self.limits.context, self.rope, self.rope_factors)
+        rope = self.rope
+        magnitude = 1.0
+        if rope.scaling == "yarn":
+            frequencies = yarn_frequencies(
+                rope.dims,
+                rope.base,
+                rope.factor,
+                rope.original_context,
+                rope.beta_fast,
+                rope.beta_slow,
+            )
+            # the attention factor of the YaRN paper, section 3.4
+            magnitude = rope.attention_factor * (0.1 * math.log(rope.factor) + 1.0)
+        else:
+            frequencies = rope_frequencies(
+                rope.dims, rope.base, scale=rope.factor, factors=self.rope_factors
+            )
+        cos, sin = rope_tables(self.limits.context, frequencies, magnitude)
         return (
             weight_node("rope_cos", cos.shape, f32, cos),
             weight_node("rope_sin", sin.shape, f32, sin),

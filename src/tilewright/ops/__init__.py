@@ -1,0 +1,8 @@
+"""The op table and the kernels behind it, one file per family.
+
+Importing the package registers every family; ``tilewright.ops.table`` looks entries up.
+"""
+
+from tilewright.ops import cache_ops, elementwise, linear, movement, norm
+
+__all__ = ["cache_ops", "elementwise", "linear", "movement", "norm"]

@@ -1,4 +1,4 @@
-"""Table entries: the matmul with a weight, and the quantisation of its activations."""
+"""Table entries: matmul with a weight, quantisation of its activations, embedding look-up."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.dtypes import DType, f32, u8
+from tilewright.dtypes import DType, f32, i32, u8
 from tilewright.errors import ShapeError
 from tilewright.graph import Node, Shape, shape_of
 from tilewright.ops.calls import KernelCall
+from tilewright.ops.embedding import embedding_calls, embedding_reference
 from tilewright.ops.matmul import matmul_calls, matmul_reference
 from tilewright.ops.quantized import FORMATS, QuantizedRows, quantize_calls, quantize_reference
 from tilewright.ops.table import OpDef, register
@@ -82,6 +83,27 @@ register(
         _quantize_reference,
         wrap=_wrap,
         calls=lambda node, inputs, out: quantize_calls(inputs[0], out),
+    )
+)
+
+
+def _embedding_infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:
+    ids, table = inputs
+    if len(ids.shape) != 1 or ids.dtype is not i32 or len(table.shape) != 2:
+        raise ShapeError(
+            f"embedding wants i32 (tokens,) and a table (n, k), got {ids.dtype}"
+            f"{shape_of(ids.shape)} and {shape_of(table.shape)}"
+        )
+    return (ids.shape[0], table.shape[1]), f32
+
+
+register(
+    OpDef(
+        "embedding",
+        _embedding_infer,
+        embedding_reference,
+        calls=lambda node, inputs, out: embedding_calls(inputs[0], inputs[1], out),
+        weight_forms={1: "table"},
     )
 )
 
