@@ -3,11 +3,10 @@ from __future__ import annotations
 import gguf
 import numpy as np
 import pytest
+from kernel_calls import file_rows
 
 from tilewright.errors import ShapeError, UnsupportedError
 from tilewright.ops.packed import PANEL, block_layout, pack, packed_formats, raw_rows
-
-from kernel_calls import file_rows
 
 FORMATS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q6_K")
 
@@ -82,7 +81,9 @@ def test_other_types_keep_their_rows() -> None:
     matrix = pack([(10, lambda a, b: raw[a:b])], "Q5_K", 512)
     assert not matrix.is_packed
     assert np.array_equal(matrix.planes["raw"].numpy(), raw)
-    table = raw_rows([(6, lambda a, b: raw[a:b]), (4, lambda a, b: raw[6 + a : 6 + b])], "q5_k", 512)
+    table = raw_rows(
+        [(6, lambda a, b: raw[a:b]), (4, lambda a, b: raw[6 + a : 6 + b])], "q5_k", 512
+    )
     assert np.array_equal(table.planes["raw"].numpy(), raw)
     assert table.nbytes == raw.nbytes
 

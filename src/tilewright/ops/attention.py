@@ -153,7 +153,8 @@ def paged_attention(
             top = full((R,), -math.inf, f32)
             total = zeros((R,), f32)
             for block in range(until // 64 + 1):
-                page = page_table[sequence, block]
+                # clamped, so that no access below needs a check of its own
+                page = tl.maximum(tl.minimum(page_table[sequence, block], keys.shape[0] - 1), 0)
                 top, total = _attend_page(
                     qs,
                     scores,
@@ -221,8 +222,8 @@ def attention_calls(
         positions,
         page_table,
         tiles,
-        keys,
-        values,
+        keys.fix(),
+        values.fix(),
         by_heads(out, head_dim),
         head_dim**-0.5 if scale is None else scale,
     )

@@ -28,8 +28,8 @@ def cache_pages(pages: int, kv_heads: int, head_dim: int) -> tuple[Buffer, Buffe
     if pages < 1 or kv_heads < 1 or head_dim < 1:
         raise ShapeError(f"a cache of {pages} pages, {kv_heads} heads of {head_dim} is empty")
     return (
-        zeros(f32, (pages, kv_heads, head_dim, PAGE)),
-        zeros(f32, (pages, kv_heads, PAGE, head_dim)),
+        zeros(f32, (pages, kv_heads, head_dim, PAGE)).fix(),
+        zeros(f32, (pages, kv_heads, PAGE, head_dim)).fix(),
     )
 
 

@@ -77,7 +77,7 @@ def block_layout(type: str) -> tuple[int, int]:
     """
     if type.upper() not in _BLOCKS:
         raise UnsupportedError(
-            f"no kernel reads tensors of type {type}; readable: {', '.join(_BLOCKS)}"
+            f"no kernel reads tensors of type {type.upper()}; readable: {', '.join(_BLOCKS)}"
         )
     return _BLOCKS[type.upper()]
 
@@ -145,7 +145,9 @@ def pack(sources: Sequence[tuple[int, RowReader]], type: str, k: int) -> PackedM
         return raw_rows(sources, type, k)
 
     panels = -(-n // PANEL)
-    planes = {name: empty(dtype, (panels, k // per, PANEL)) for name, dtype, per in _PLANES[fmt]}
+    planes = {
+        name: empty(dtype, (panels, k // per, PANEL)).fix() for name, dtype, per in _PLANES[fmt]
+    }
     views = {name: p.numpy() for name, p in planes.items()}
     packer = _PACKERS[fmt]
     step = max(1, _CHUNK_BYTES // (row_bytes * PANEL))

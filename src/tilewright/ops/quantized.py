@@ -53,6 +53,7 @@ __all__ = [
 ]
 
 BLOCK = 32
+TINY = np.float32(1e-36)  # a block this small counts as zero: 127 / amax would overflow
 
 
 # --- activations ---------------------------------------------------------------------------------
@@ -108,28 +109,29 @@ class QuantizedRows:
 
     def numpy(self) -> np.ndarray:
         """The values, float32 (T, k)."""
-        q = self.q.numpy().astype(np.float32).reshape(self.rows, -1, BLOCK)
+        q = self.q.numpy().astype(np.float32).reshape(self.rows, self.k // BLOCK, BLOCK)
         return (q * self.d.numpy()[:, :, None]).reshape(self.rows, self.k)
 
 
 def quantize_reference(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(q, d, s, h) of float32 ``x`` (T, k): the definition of :func:`quantize_block`."""
-    blocks = np.asarray(x, np.float32).reshape(x.shape[0], -1, BLOCK)
+    blocks = np.asarray(x, np.float32).reshape(x.shape[0], x.shape[1] // BLOCK, BLOCK)
     amax = np.abs(blocks).max(axis=2, initial=0)
-    safe = np.where(amax > 0, amax, np.float32(1))
-    scale = np.where(amax > 0, np.float32(127) / safe, np.float32(0))
+    scale = np.where(amax > TINY, np.float32(127) / np.maximum(amax, TINY), np.float32(0))
     q = np.round(blocks * scale[:, :, None]).astype(np.int8)
     s = q.sum(axis=2, dtype=np.int32)
     h = q[:, :, :16].sum(axis=2, dtype=np.int32)
-    return q.reshape(x.shape), amax / np.float32(127), s, h
+    d = np.where(amax <= TINY, np.float32(0), amax / np.float32(127))
+    return q.reshape(x.shape), d, s, h
 
 
 def quantize_block(v):
     """(q i8 (n, 32), d f32 (n,), s i32 (n,), h i32 (n,)) of an f32 tile (n, 32); inline."""
     amax = tl.max(tl.abs(v), axis=1)
-    inverse = where(amax > 0.0, 127.0 / amax, 0.0)
+    inverse = where(amax > TINY, 127.0 / amax, 0.0)
     wide = tl.round(v * expand_dims(inverse, 1)).to(i32)
-    return wide.to(i8), amax / 127.0, tl.sum(wide, axis=1), tl.sum(wide[:, 0:16], axis=1)
+    d = where(amax <= TINY, 0.0, amax / 127.0)  # a NaN stays one
+    return wide.to(i8), d, tl.sum(wide, axis=1), tl.sum(wide[:, 0:16], axis=1)
 
 
 def store_quantized(v, row, start, q, d, s, h):
