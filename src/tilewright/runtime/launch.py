@@ -150,17 +150,18 @@ def _defaults(environment: tuple[str, str]) -> tuple[CPUTarget, Pool]:
 def _token(kind: str, value: Any) -> Any:
     """What of an argument decides the specialisation, cheaply: equal tokens, equal signatures."""
     if kind == "array":
-        strides = value.strides
         if isinstance(value, np.ndarray):
+            strides = value.strides
             unit = bool(strides) and (strides[-1] == value.itemsize or value.shape[-1] <= 1)
             return value.dtype, len(strides), unit
         if hasattr(value, "pointer"):
+            strides = value.strides
             unit = bool(strides) and (strides[-1] == 1 or value.shape[-1] <= 1)
             return value.dtype, len(strides), unit
         return value
     if kind == "scalar":
         return None
-    if kind == "arrays":
+    if kind == "arrays" and isinstance(value, (tuple, list)):
         return tuple(_token("array", one) for one in value)
     if isinstance(value, float):
         return float, repr(value)  # 0.0 is not -0.0, and nan is nan
