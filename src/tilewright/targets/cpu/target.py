@@ -7,7 +7,6 @@ import json
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -114,6 +113,8 @@ class CPUTarget:
         wanted = [(self._key(*item), *item) for item in items]
         missing = {key: item for key, *item in wanted if key not in self._known}
         if len(missing) > 1 and self._threads > 1:
+            from concurrent.futures import ThreadPoolExecutor
+
             with ThreadPoolExecutor(min(self._threads, len(missing))) as threads:
                 for future in [threads.submit(self.compile, *item) for item in missing.values()]:
                     future.result()
