@@ -148,6 +148,8 @@ def resolve(array: Array, key: Any) -> tuple[tuple[Axis, ...], tuple[Tile, ...]]
     at = next((i for i, k in enumerate(keys) if k is Ellipsis), None)
     if at is not None:
         keys[at : at + 1] = [slice(None)] * (array.ndim - len(keys) + 1)
+    if any(k is None for k in keys):
+        raise KernelError("an array takes no None index: read the window, then tile[:, None]")
     if len(keys) != array.ndim:
         raise KernelError(
             f"{array.name or 'the array'} has {array.ndim} axes, {len(keys)} are indexed: "
@@ -165,8 +167,6 @@ def resolve(array: Array, key: Any) -> tuple[tuple[Axis, ...], tuple[Tile, ...]]
                 raise KernelError(f"a gather wants an integer tile, got {describe(k)}")
             axes.append(Gather())
             index.append(k)
-        elif k is None:
-            raise KernelError("an array takes no None index: read the window, then tile[:, None]")
         else:
             axes.append(At())
             index.append(as_index(k))

@@ -20,7 +20,7 @@ from tilewright.lang.trace import Tracer
 
 __all__ = ["Caller", "LocalFunction", "Unbound", "bind", "free_value", "native", "python_function"]
 
-_MAX_DEPTH: Final = 64
+_MAX_DEPTH: Final = 32
 _NATIVE_ERRORS: Final = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 _CONSTANT_FUNCTIONS: Final = frozenset(
     (
@@ -152,14 +152,12 @@ class Caller:
         fn: types.FunctionType | None,
         env: dict[str, Any],
         parent: Caller | None = None,
-        depth: int = 0,
     ) -> None:
         self.tracer = tracer
         self.source = source
         self.fn = fn
         self.env = env
         self.parent = parent  # the enclosing frame of a nested function
-        self.depth = depth
 
     # --- names ---
 
@@ -225,6 +223,8 @@ class Caller:
         try:
             return fn(*args, **kwargs)
         except LocatedError as error:
+            if str(error).count("\ncalled from\n") >= 4:
+                raise
             caller = self.source.location(node)
             raise LocatedError(f"{error}\ncalled from\n{caller.caret()}") from error
         finally:
@@ -283,10 +283,13 @@ class Caller:
         env: dict[str, Any],
         parent: Caller | None,
     ) -> Any:
-        if self.depth >= _MAX_DEPTH:
+        if self.tracer.depth >= _MAX_DEPTH:
             raise KernelError("functions are inlined, so recursion must end at compile time")
-        frame = type(self)(self.tracer, source, fn, env, parent, self.depth + 1)
-        return frame.run()
+        self.tracer.depth += 1
+        try:
+            return type(self)(self.tracer, source, fn, env, parent).run()
+        finally:
+            self.tracer.depth -= 1
 
     def run(self) -> Any:
         """Parse the body; the value it returns."""

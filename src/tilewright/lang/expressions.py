@@ -205,9 +205,9 @@ class Expressions(Caller):
         value = self.eval(node.value)
         self.here(node)
         if isinstance(value, (Tile, Array)) and not _public(value, node.attr):
-            kind = "tile" if isinstance(value, Tile) else "array"
+            kind = "a tile" if isinstance(value, Tile) else "an array"
             names = ", ".join(n for n in dir(value) if _public(value, n))
-            raise KernelError(f"a {kind} has no attribute {node.attr!r} (it has {names})")
+            raise KernelError(f"{kind} has no attribute {node.attr!r} (it has {names})")
         if isinstance(value, LocalFunction) or node.attr.startswith("__"):
             raise KernelError(f"{node.attr!r} of {describe(value)} is out of reach in a kernel")
         return native(getattr, value, node.attr)

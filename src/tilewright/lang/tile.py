@@ -258,7 +258,8 @@ def is_number(x: object) -> bool:
 def describe(x: object) -> str:
     """``x`` as an error message names it."""
     if isinstance(x, Tile):
-        return f"a {x.type} {'tile' if x.shape else 'scalar'}"
+        article = "an" if x.dtype.kind in "fi" else "a"
+        return f"{article} {x.type} {'tile' if x.shape else 'scalar'}"
     kind = getattr(x, "type", None)
     if kind is not None and type(x).__name__ == "Array":
         return f"an {kind}"

@@ -28,6 +28,7 @@ class Tracer:
 
     def __init__(self, body: Block) -> None:
         self.builder = Builder(body)
+        self.depth = 0  # of inlined calls
         self._constants: dict[tuple[Any, ...], Tile] = {}
         self._constant_ops: list[Op] = []
         self._epoch = 0  # counts stores: two loads are equal only between the same stores
