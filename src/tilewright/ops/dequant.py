@@ -6,6 +6,10 @@ for bit. They serve embedding lookups of every type and matrix products of the t
 integer kernel. Block layouts: ``ggml-common.h``.
 """
 
+# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-incomplete-defs=False
+# mypy: disable-error-code="valid-type,call-overload"
+# (the bodies of kernels and inline functions are checked by the kernel language)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence

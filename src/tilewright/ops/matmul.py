@@ -5,6 +5,9 @@ tile, the number of tokens or threads. f16 and bf16 weights are widened exactly,
 rounding is the accumulator's. Partial sums that wait in memory between chunks of k are f32 too.
 """
 
+# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-incomplete-defs=False
+# (the bodies of kernels and inline functions are checked by the kernel language)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

@@ -115,7 +115,7 @@ class PackedMatrix:
 
             return dequantize_rows(self.planes["raw"].numpy(), self.format, self.k)
         values = _UNPACKERS[self.format]({n: p.numpy() for n, p in self.planes.items()})
-        return values.reshape(-1, self.k)[: self.n]  # type: ignore[no-any-return]
+        return values.reshape(-1, self.k)[: self.n]
 
 
 def packed_formats() -> tuple[str, ...]:

@@ -11,6 +11,9 @@ integers, through the sums of the activations; the minima of ``q4_k`` by a secon
 Error: that of rounding activations to 127 levels of their block's largest, the scale being f32.
 """
 
+# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-incomplete-defs=False
+# (the bodies of kernels and inline functions are checked by the kernel language)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence

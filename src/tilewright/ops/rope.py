@@ -6,6 +6,9 @@ want; otherwise the pairs are (i, i + rotary_dim / 2), as in GPT-NeoX. Dimension
 ``rotary_dim`` pass unchanged.
 """
 
+# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-incomplete-defs=False
+# (the bodies of kernels and inline functions are checked by the kernel language)
+
 from __future__ import annotations
 
 import math
