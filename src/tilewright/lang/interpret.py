@@ -104,7 +104,12 @@ class Interpreter:
         )
 
     def distance(self, lower: Any, upper: Any) -> int | None:
-        return int(as_index(upper).data) - int(as_index(lower).data)
+        ends = [x for x in (lower, upper) if isinstance(x, Tile)]
+        length = int(as_index(upper).data) - int(as_index(lower).data)
+        bits = min((t.dtype.bits for t in ends), default=64)
+        if ends and length < 0:  # the end wrapped around: see Tracer._affine
+            length %= 1 << bits
+        return length
 
     def truth(self, tile: Tile) -> bool:
         return bool(tile.data)

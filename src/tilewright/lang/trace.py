@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tilewright.dtypes import DType, i64
+from tilewright.dtypes import DType
 from tilewright.errors import KernelError
 from tilewright.lang.array import Array
 from tilewright.lang.ir import ArrayType, Block, Builder, Op, TileType, Value
@@ -155,9 +155,14 @@ class Tracer:
         raise KernelError(f"a slice wants integers, got {describe(x)}")
 
     def _affine(self, value: Value) -> Affine:
-        """``value`` as a constant plus a sum of multiples of opaque values."""
+        """``value`` as a constant plus a sum of multiples of opaque values.
+
+        Arithmetic in a narrower dtype counts as exact: a window whose end wraps around has the
+        length that its source says.
+        """
         op = value.op
-        if op is None or op.name not in _LINEAR or value.type != TileType(i64):
+        scalar = isinstance(value.type, TileType) and not value.type.shape
+        if op is None or op.name not in _LINEAR or not scalar or not value.dtype.is_integer:
             return 0, {self._key(value): 1}
         if op.name == "constant":
             return int(op.attrs["value"]), {}
