@@ -172,15 +172,17 @@ def test_compile_many_reports_the_users_error() -> None:
         target.compile_many(items)
 
 
-def test_a_changed_global_is_another_kernel(tmp_path: Any) -> None:
-    env: dict[str, Any] = {"Array": Array, "FACTOR": 3.0}
+def test_a_changed_source_or_global_is_another_kernel() -> None:
     source = "def times(x: Array):\n    x[0] = x[0] * FACTOR\n"
-    times = KernelFunction.from_source(source, "times", env)
     target = CPUTarget()
     x = np.ones(1, np.float32)
-    first = target.compile(times, times.signature((x,)))
-    times.fn.__globals__["FACTOR"] = 5.0
-    second = target.compile(times, times.signature((x,)))
-    for executable, want in ((first, 3), (second, 15), (first, 45)):
+
+    def run(text: str, factor: float) -> float:
+        times = KernelFunction.from_source(text, "times", {"Array": Array, "FACTOR": factor})
+        executable = target.compile(times, times.signature((x,)))
         executable.run(executable.pack(1, (x,)))
-        assert x[0] == want
+        return float(x[0])
+
+    assert [run(source, 3.0), run(source, 5.0), run(source, 3.0)] == [3, 15, 45]
+    assert run(source.replace("*", "+"), 3.0) == 48
+    assert target.counts.compiled + target.counts.disk == 3

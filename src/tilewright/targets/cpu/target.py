@@ -88,37 +88,43 @@ class CPUTarget:
         self.counts = CompileCounts()
         self._threads = max(1, min(settings.threads, physical_cores()))
         self._lock = threading.Lock()
-        self._known: dict[str, CPUExecutable] = {}
+        self._known: dict[tuple[Any, Any], CPUExecutable] = {}
+        self._by_key: dict[str, CPUExecutable] = {}
 
     def compile(self, kernel: Any, signature: Any) -> CPUExecutable:
         """Machine code of ``kernel`` (a ``KernelFunction``) for ``signature``.
 
-        From memory, else from the disk cache, else built and stored there.
+        From memory, else from the disk cache, else built and stored there. What the kernel's
+        globals and inline functions are is settled when a kernel object first meets a signature;
+        the disk cache knows every version apart.
 
         Raises:
             KernelError: the kernel's source is wrong.
             CompileError: it cannot be lowered for this CPU.
         """
-        # The key covers what the kernel's globals are now, so it is worked out every time.
+        known = self._known.get((kernel, signature))
+        if known is not None:
+            return known
         key = self._key(kernel, signature)
-        known = self._known.get(key)
-        if known is None:
-            made = self._make(kernel, signature, key)
-            with self._lock:
-                known = self._known.setdefault(key, made)
-        return known
+        made = self._by_key.get(key) or self._make(kernel, signature, key)
+        with self._lock:
+            made = self._by_key.setdefault(key, made)
+            self._known[kernel, signature] = made
+        return made
 
     def compile_many(self, items: Iterable[tuple[Any, Any]]) -> list[CPUExecutable]:
         """Compile (kernel, signature) pairs on several threads; results in their order."""
-        wanted = [(self._key(*item), *item) for item in items]
-        missing = {key: item for key, *item in wanted if key not in self._known}
+        wanted = list(items)
+        missing = {
+            self._key(*item): item for item in dict.fromkeys(wanted) if item not in self._known
+        }
         if len(missing) > 1 and self._threads > 1:
             from concurrent.futures import ThreadPoolExecutor
 
             with ThreadPoolExecutor(min(self._threads, len(missing))) as threads:
                 for future in [threads.submit(self.compile, *item) for item in missing.values()]:
                     future.result()
-        return [self.compile(kernel, signature) for _, kernel, signature in wanted]
+        return [self.compile(kernel, signature) for kernel, signature in wanted]
 
     def lower(self, kernel: Any, signature: Any) -> str:
         """The LLVM text of ``kernel`` before optimisation."""
