@@ -18,7 +18,7 @@ from tilewright.lang.function import Arrays, Const, Inline, bf16_array
 from tilewright.lang.ir import ArrayType, TileType
 from tilewright.runtime.buffers import from_array
 from tilewright.runtime.buffers import zeros as zero_buffer
-from tilewright.runtime.launch import Kernel, default_pool, default_target, kernel
+from tilewright.runtime.launch import Kernel, default_pool, default_target, kernel, pool_of
 
 CEILING = 6.0
 
@@ -179,6 +179,8 @@ def test_launch_overhead() -> None:
 def test_environment_chooses_threads_and_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TILEWRIGHT_THREADS", "3")
     assert default_pool().threads == 3
+    assert default_pool() is pool_of(None) is pool_of(3)
+    assert pool_of(2).threads == 2
     host = default_target().machine
     monkeypatch.setenv("TILEWRIGHT_CPU", "x86-64-v2" if host.arch == "x86_64" else "generic")
     x = np.arange(50, dtype=np.float32)

@@ -131,7 +131,7 @@ def pool_of(threads: int | None) -> Pool:
 
 @lru_cache(maxsize=16)
 def _pool_of(threads: int) -> Pool:
-    return Pool(threads, cache=default_target().cache)
+    return Pool(threads)
 
 
 def _environment() -> tuple[str, str]:
@@ -144,7 +144,7 @@ def _environment() -> tuple[str, str]:
 def _defaults(environment: tuple[str, str]) -> tuple[CPUTarget, Pool]:
     settings = Settings.from_environment()
     target = CPUTarget(settings=settings)
-    return target, Pool(settings.threads, cache=target.cache)
+    return target, _pool_of(settings.threads)
 
 
 def _token(kind: str, value: Any) -> Any:
