@@ -31,8 +31,6 @@ from tilewright.lang import (
     dot,
     exp,
     expand_dims,
-    fma,
-    full,
     program_id,
     scratch,
     unroll,
@@ -86,33 +84,31 @@ def attention_reference(
     return out.reshape(q.shape).astype(np.float32)
 
 
-def _attend_page(qs, scores, mixed, top, total, k, v, first_key, row_pos, R, HD, DW):
-    """One block of 64 keys for R rows; returns the running maximum and sum.
-
-    qs (R, HD) scaled queries, mixed (R, HD) weighted values so far, scores (R, 64) scratch;
-    k (page, head) -> (HD, 64) and v -> (64, HD) are given as (array, page, head).
-    """
-    keys, page, head = k
-    values = v
+def _attend_page(
+    qs, scores, mixed, tops, totals, limits, keys, values, page, head, first_key, R, HD, DW
+):
+    """One block of 64 keys for R rows: scratch qs (R, HD) holds the scaled queries, mixed (R, HD)
+    the weighted values so far, tops and totals (R,) the running maxima and sums, limits (R,) each
+    row's position; scores (R, 64) is working space."""
+    for part in unroll(2):
+        window = keys[page, head, 0:HD, part * 32 : part * 32 + 32]
+        scores[0:R, part * 32 : part * 32 + 32] = dot(qs[0:R, 0:HD], window, zeros((R, 32), f32))
     columns = arange(0, 64) + first_key
-    for half in unroll(2):
-        part = dot(
-            qs[0:R, 0:HD], keys[page, head, 0:HD, half * 32 : half * 32 + 32], zeros((R, 32), f32)
-        )
-        at = expand_dims(columns[half * 32 : half * 32 + 32], 0)
-        part = where(at <= expand_dims(row_pos, 1), part, -math.inf)
-        scores[0:R, half * 32 : half * 32 + 32] = part
-    all_scores = scores[0:R, 0:64]
-    new_top = tl.maximum(top, tl.max(all_scores, axis=1))
-    weights = exp(all_scores - expand_dims(new_top, 1))
-    decay = exp(top - new_top)
-    scores[0:R, 0:64] = weights
-    total = fma(total, decay, tl.sum(weights, axis=1))
+    before = tops[0:R]
+    for r in range(R):
+        row = where(columns <= limits[r], scores[r, 0:64], -math.inf)
+        scores[r, 0:64] = row
+        tops[r] = tl.maximum(tops[r], tl.max(row))
+    decay = exp(before - tops[0:R])
+    totals[0:R] = totals[0:R] * decay
+    for r in range(R):
+        weights = exp(scores[r, 0:64] - tops[r])
+        scores[r, 0:64] = weights
+        totals[r] = totals[r] + tl.sum(weights)
     for d in unroll(range(0, HD, DW)):
         acc = mixed[0:R, d : d + DW] * expand_dims(decay, 1)
         acc = dot(scores[0:R, 0:64], values[page, head, 0:64, d : d + DW], acc)
         mixed[0:R, d : d + DW] = acc
-    return new_top, total
 
 
 @kernel
@@ -144,41 +140,42 @@ def paged_attention(
     qs = scratch((R, HD), f32)
     scores = scratch((R, 64), f32)
     mixed = scratch((R, HD), f32)
+    tops = scratch((R,), f32)
+    totals = scratch((R,), f32)
+    limits = scratch((R,), tl.i64)
     for token in range(first, last + 1, TOKENS):
         until = positions[tl.minimum(token + TOKENS - 1, last)]
         for g in range(0, G, HEADS):
-            for i in unroll(TOKENS):
-                row = tl.minimum(token + i, last)
-                for j in unroll(HEADS):
-                    qs[i * HEADS + j, 0:HD] = q[row, head * G + g + j, 0:HD] * scale
-                    mixed[i * HEADS + j, 0:HD] = zeros((HD,), f32)
-            rows = tl.minimum(token + arange(0, R) // HEADS, last)
-            row_pos = positions[rows].to(tl.i64)
-            top = full((R,), -math.inf, f32)
-            total = zeros((R,), f32)
+            for r in range(R):
+                row = tl.minimum(token + r // HEADS, last)
+                qs[r, 0:HD] = q[row, head * G + g + r % HEADS, 0:HD] * scale
+                mixed[r, 0:HD] = zeros((HD,), f32)
+                tops[r] = -math.inf
+                totals[r] = 0.0
+                limits[r] = positions[row].to(tl.i64)
             for block in range(until // 64 + 1):
                 # clamped, so that no access below needs a check of its own
                 page = tl.maximum(tl.minimum(page_table[sequence, block], keys.shape[0] - 1), 0)
-                top, total = _attend_page(
+                _attend_page(
                     qs,
                     scores,
                     mixed,
-                    top,
-                    total,
-                    (keys, page, head),
+                    tops,
+                    totals,
+                    limits,
+                    keys,
                     values,
+                    page,
+                    head,
                     block * 64,
-                    row_pos,
                     R,
                     HD,
                     DW,
                 )
-            for i in unroll(TOKENS):
-                row = tl.minimum(token + i, last)
-                for j in unroll(HEADS):
-                    r = i * HEADS + j
-                    # + 0.0: a masked block may turn -0.0 into 0.0, so zeros are made positive
-                    out[row, head * G + g + j, 0:HD] = mixed[r, 0:HD] / total[r] + 0.0
+            for r in range(R):
+                row = tl.minimum(token + r // HEADS, last)
+                # + 0.0: a masked block may turn -0.0 into 0.0, so zeros are made positive
+                out[row, head * G + g + r % HEADS, 0:HD] = mixed[r, 0:HD] / totals[r] + 0.0
 
 
 def attention_calls(
