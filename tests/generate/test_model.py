@@ -128,11 +128,11 @@ def test_a_conversation_reuses_what_is_in_the_cache(model: Model) -> None:
 def rewrite(path: Path, target: Path, drop: str = "", rename: tuple[str, str] = ("", "")) -> Path:
     """A copy of a model with one tensor dropped or renamed."""
     with open_gguf(path) as file:
-        tensors = {}
+        tensors = []
         for name, info in file.tensors.items():
             if name != drop:
                 new = rename[1] if name == rename[0] else name
-                tensors[new] = tensor_from_raw(file.read_raw(name), info.type)
+                tensors.append(tensor_from_raw(new, file.read_raw(name), info.shape, info.type))
         write_gguf(target, dict(file.metadata), tensors)
     return target
 
@@ -169,3 +169,31 @@ def test_slow_types_are_noted_once(tmp_path: Path) -> None:
     notes = tilewright.load(path).notes
     assert len(notes) == 1
     assert "Q5_0" in notes[0]
+
+
+def test_rows_past_the_tokenizer_are_never_drawn(tmp_path: Path) -> None:
+    """A padded vocabulary: the 12 rows without a token have by far the largest logits."""
+    whole = builders.write_llama(tmp_path / "whole.gguf", "f32")
+    kept = 500
+    with open_gguf(whole) as file:
+        metadata = dict(file.metadata)
+        for key in ("tokens", "scores", "token_type"):
+            metadata[f"tokenizer.ggml.{key}"] = metadata[f"tokenizer.ggml.{key}"][:kept]
+        tensors = {name: file.dequantize(name) for name in file.tensors}
+    tensors["output.weight"][kept:] *= 1000
+    path = tmp_path / "padded.gguf"
+    write_gguf(path, metadata, tensors)
+
+    model = tilewright.load(path, threads=1, context=64)
+    prompt = model.tokenizer.encode("a")
+    last = model.logits(prompt)[-1]
+    assert last.shape == (512,)
+    assert np.argmax(last) >= kept
+    greedy = model.generate(prompt, 1, temperature=0)
+    list(greedy)
+    assert greedy.ids in ([int(np.argmax(last[:kept]))], [])  # none: the end of text
+    # an id of the padding may be fed, and the penalties, which look at the prompt, do not mind
+    drawn = model.generate([*prompt, 511], 20, temperature=1.5, seed=1, repetition_penalty=1.2)
+    list(drawn)
+    assert drawn.ids
+    assert max(drawn.ids) < kept

@@ -73,7 +73,9 @@ class Generation(Iterator[str]):
         self._model = model
         self._prompt = prompt_ids
         self._limit = max_tokens
-        self._sampler = Sampler(params, model.config.vocab_size)
+        # Models pad their vocabulary to a round size; rows past the tokenizer's mean no token.
+        self._tokens = model.tokenizer.vocab_size
+        self._sampler = Sampler(params, self._tokens)
         self._stream = TextStream(model.tokenizer, stop, continuation=True)
         self._sequence = sequence
         self._owned = sequence is None
@@ -93,13 +95,13 @@ class Generation(Iterator[str]):
             start = time.perf_counter()
             logits = engine.feed(sequence, self._prompt)
             self.timings.prompt_seconds = time.perf_counter() - start
-            history = list(self._prompt)
+            history = [i for i in self._prompt if i < self._tokens]
             eos = self._model.tokenizer.eos_ids
             while self.reason is None:
                 if self._limit is not None and len(self.ids) >= self._limit:
                     self.reason = "length"
                     break
-                token = self._sampler.sample(logits, history)
+                token = self._sampler.sample(logits[: self._tokens], history)
                 if token in eos:
                     self.reason = "eos"
                     break
