@@ -106,24 +106,36 @@ class CPUTarget:
         if known is not None:
             return known
         key = self._key(kernel, signature)
-        made = self._by_key.get(key) or self._make(kernel, signature, key)
-        with self._lock:
-            made = self._by_key.setdefault(key, made)
-            self._known[kernel, signature] = made
-        return made
+        made = self._by_key.get(key) or self._load(kernel, signature, key)
+        if made is None:
+            made = self._build(kernel, signature, key)
+        return self._remember(kernel, signature, made)
 
     def compile_many(self, items: Iterable[tuple[Any, Any]]) -> list[CPUExecutable]:
-        """Compile (kernel, signature) pairs on several threads; results in their order."""
+        """Compile (kernel, signature) pairs; results in their order.
+
+        What no cache has is built on several threads.
+        """
         wanted = list(items)
-        missing = {
-            self._key(*item): item for item in dict.fromkeys(wanted) if item not in self._known
-        }
+        missing: dict[str, tuple[Any, Any]] = {}
+        for kernel, signature in dict.fromkeys(wanted):
+            if (kernel, signature) in self._known:
+                continue
+            key = self._key(kernel, signature)
+            found = self._by_key.get(key) or self._load(kernel, signature, key)
+            if found is None:
+                missing[key] = kernel, signature
+            else:
+                self._remember(kernel, signature, found)
         if len(missing) > 1 and self._threads > 1:
             from concurrent.futures import ThreadPoolExecutor
 
             with ThreadPoolExecutor(min(self._threads, len(missing))) as threads:
-                for future in [threads.submit(self.compile, *item) for item in missing.values()]:
-                    future.result()
+                futures = [
+                    (threads.submit(self._build, *item, key), item) for key, item in missing.items()
+                ]
+                for future, item in futures:
+                    self._remember(*item, future.result())
         return [self.compile(kernel, signature) for kernel, signature in wanted]
 
     def lower(self, kernel: Any, signature: Any) -> str:
@@ -139,46 +151,50 @@ class CPUTarget:
     def _key(self, kernel: Any, signature: Any) -> str:
         return cache_key(self.machine, kernel.fingerprint(signature), str(signature))
 
-    def _make(self, kernel: Any, signature: Any, key: str) -> CPUExecutable:
-        start = time.perf_counter()
-        entry = _decode(self.cache.get(key))
-        if entry is None:
-            entry = self._build(kernel, signature)
-            self.cache.put(key, _encode(*entry))
-            compiled = 1
-        else:
-            compiled = 0
-        symbol, stores, data = entry
-        address = process_loader().load(data, symbol)
-        packer = Packer(kernel.name, runtime_parameters(kernel, signature), stores)
+    def _remember(self, kernel: Any, signature: Any, made: CPUExecutable) -> CPUExecutable:
         with self._lock:
-            self.counts.compiled += compiled
-            self.counts.disk += 1 - compiled
-            self.counts.seconds += time.perf_counter() - start
-        return CPUExecutable(kernel.name, signature, address, packer, key, data)
+            made = self._by_key.setdefault(made.key, made)
+            self._known[kernel, signature] = made
+        return made
 
-    def _build(self, kernel: Any, signature: Any) -> tuple[str, list[int], bytes]:
+    def _load(self, kernel: Any, signature: Any, key: str) -> CPUExecutable | None:
+        """From the disk cache, or ``None``."""
+        start = time.perf_counter()
+        entry = self.cache.get(key)
+        if entry is None:
+            return None
+        made = self._executable(kernel, signature, key, entry)
+        with self._lock:
+            self.counts.disk += 1
+            self.counts.seconds += time.perf_counter() - start
+        return made
+
+    def _build(self, kernel: Any, signature: Any, key: str) -> CPUExecutable:
+        """From source, and into the disk cache."""
         from tilewright.targets.cpu.lower import lower, symbol_name
 
+        start = time.perf_counter()
         function = kernel.ir(signature)
         data = compile_object(lower(function, self.machine), self.machine).data
-        return symbol_name(function.name), stored_parameters(function), data
+        about = {"symbol": symbol_name(function.name), "stores": stored_parameters(function)}
+        entry = json.dumps(about).encode() + b"\n" + data
+        self.cache.put(key, entry)
+        made = self._executable(kernel, signature, key, entry)
+        with self._lock:
+            self.counts.compiled += 1
+            self.counts.seconds += time.perf_counter() - start
+        return made
+
+    def _executable(self, kernel: Any, signature: Any, key: str, entry: bytes) -> CPUExecutable:
+        """Load an entry of the disk cache: a line of JSON, then the object file."""
+        line, _, data = entry.partition(b"\n")
+        about = json.loads(line)
+        address = process_loader().load(data, about["symbol"])
+        packer = Packer(kernel.name, runtime_parameters(kernel, signature), about["stores"])
+        return CPUExecutable(kernel.name, signature, address, packer, key, data)
 
 
 def stored_parameters(function: Function) -> list[int]:
     """Positions of the parameters that ``function`` writes."""
     written = {op.operands[0] for op in function.body.walk() if op.name == "store"}
     return [i for i, parameter in enumerate(function.params) if parameter in written]
-
-
-def _encode(symbol: str, stores: list[int], data: bytes) -> bytes:
-    head = json.dumps({"symbol": symbol, "stores": stores}).encode()
-    return head + b"\n" + data
-
-
-def _decode(entry: bytes | None) -> tuple[str, list[int], bytes] | None:
-    if entry is None:
-        return None
-    head, _, data = entry.partition(b"\n")
-    fields = json.loads(head)
-    return fields["symbol"], fields["stores"], data
