@@ -25,13 +25,15 @@ def scalar(dtype: Any, value: Any) -> int:
         ((2, 3), (2, 3, 1)),
         ([4, 5, 6], (4, 5, 6)),
         (0, (0, 1, 1)),
+        (np.int64(3), (3, 1, 1)),
+        ((np.int32(3), 2), (3, 2, 1)),
     ],
 )
 def test_grid(grid: Any, want: tuple[int, int, int]) -> None:
     assert grid_of(grid) == want
 
 
-@pytest.mark.parametrize("grid", [(), (1, 2, 3, 4), -1, (3, -2)])
+@pytest.mark.parametrize("grid", [(), (1, 2, 3, 4), -1, (3, -2), 1.5, "2", (2, 0.5), None])
 def test_bad_grid(grid: Any) -> None:
     with pytest.raises(ShapeError, match="one to three sizes"):
         grid_of(grid)

@@ -14,6 +14,7 @@ slot, f16 and bf16 in the low two, bool is 0 or 1.
 from __future__ import annotations
 
 import math
+import operator
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,13 @@ def grid_of(grid: Grid, kernel: str = "launch") -> tuple[int, int, int]:
 
     Raises :class:`ShapeError` for more than three, a negative one, or 2**28 programs and more.
     """
-    sizes = (grid,) if isinstance(grid, int) else tuple(int(g) for g in grid)
+    try:
+        if isinstance(grid, Sequence):
+            sizes = tuple(map(operator.index, grid))
+        else:
+            sizes = (operator.index(grid),)
+    except TypeError:
+        sizes = ()
     if not 1 <= len(sizes) <= 3 or any(g < 0 for g in sizes):
         raise ShapeError(f"{kernel}: a grid is one to three sizes >= 0, got {grid!r}")
     if math.prod(sizes) > _MAX_PROGRAMS:

@@ -233,6 +233,29 @@ def test_a_dead_pool_takes_its_workers_along(code: dict[str, int]) -> None:
     assert threading.active_count() == before
 
 
+def test_a_thread_that_does_not_start(
+    code: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counters = Counters(code["count"], [100])
+    before = threading.active_count()
+    real = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "tilewright-3":
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    pool = Pool(5)
+    with pytest.raises(RuntimeError, match="can't start"):
+        counters.run(pool)
+    assert threading.active_count() == before
+    monkeypatch.undo()
+    counters.run(pool)
+    counters.check(1)
+    pool.close()
+
+
 @pytest.mark.parametrize("threads", [0, -1, 257])
 def test_bad_thread_counts(threads: int) -> None:
     with pytest.raises(UnsupportedError, match="1 to 256 threads"):

@@ -21,6 +21,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -56,11 +57,11 @@ class Pool:
         futex: park on a futex where the system has one; ``False`` parks in short sleeps.
     """
 
-    def __init__(self, threads: int, *, cache: DiskCache | None = None, futex: bool = True) -> None:
+    def __init__(self, threads: int, *, futex: bool = True) -> None:
         if not 1 <= threads <= MAX_THREADS:
             raise UnsupportedError(f"a pool wants 1 to {MAX_THREADS} threads, got {threads}")
         self.threads = threads
-        self._code = _pool_code(cache or DiskCache(Settings.from_environment().cache_dir), futex)
+        self._code = _pool_code(futex, Settings.from_environment().cache_dir)
         self._lock = threading.Lock()
         self._control: np.ndarray | None = None
         self._address = 0
@@ -126,6 +127,9 @@ class Pool:
         try:
             for worker in workers:
                 worker.start()
+        except RuntimeError:  # no more threads to be had: send those that started home
+            _stop_workers(self._code, control, [w for w in workers if w.ident is not None])
+            raise
         finally:
             threading.stack_size(before)
         self._control, self._address = control, address
@@ -150,21 +154,11 @@ class _PoolCode:
     pause_microseconds: float
 
 
-def _pool_code(cache: DiskCache, futex: bool) -> _PoolCode:
+@lru_cache(maxsize=4)
+def _pool_code(futex: bool, cache_dir: Path | None) -> _PoolCode:
     machine = Machine.detect_host()
     text = pool_llvm(machine.arch, futex=futex)
-    return _load_pool(text, machine, cache)
-
-
-@lru_cache(maxsize=4)
-def _loaded(text: str) -> list[_PoolCode]:
-    return []  # filled by _load_pool: the text alone identifies the code within a process
-
-
-def _load_pool(text: str, machine: Machine, cache: DiskCache) -> _PoolCode:
-    slot = _loaded(text)
-    if slot:
-        return slot[0]
+    cache = DiskCache(cache_dir)
     key = cache_key(machine, "pool", text)
     data = cache.get(key)
     if data is None:
@@ -172,23 +166,18 @@ def _load_pool(text: str, machine: Machine, cache: DiskCache) -> _PoolCode:
         cache.put(key, data)
     addresses = process_loader().load_all(data, SYMBOLS)
 
-    def function(name: str, arguments: int) -> Callable[..., Any]:
-        kinds = [ctypes.c_void_p if i < 2 else ctypes.c_int64 for i in range(arguments)]
+    def function(name: str, *kinds: Any) -> Callable[..., Any]:
         return ctypes.CFUNCTYPE(None, *kinds)(addresses[name])
 
-    spin = ctypes.CFUNCTYPE(None, ctypes.c_int64)(addresses["tilewright_spin"])
-    slot.append(
-        _PoolCode(
-            run=function("tilewright_run", 3),
-            worker=function("tilewright_worker", 1),
-            serial=ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(
-                addresses["tilewright_serial"]
-            ),
-            stop=function("tilewright_stop", 1),
-            pause_microseconds=_pause_microseconds(spin),
-        )
+    spin = function("tilewright_spin", ctypes.c_int64)
+    pointer = ctypes.c_void_p
+    return _PoolCode(
+        run=function("tilewright_run", pointer, pointer, ctypes.c_int64),
+        worker=function("tilewright_worker", pointer),
+        serial=function("tilewright_serial", pointer, ctypes.c_int64),
+        stop=function("tilewright_stop", pointer),
+        pause_microseconds=_pause_microseconds(spin),
     )
-    return slot[0]
 
 
 def _pause_microseconds(spin: Callable[[int], None]) -> float:

@@ -54,7 +54,7 @@ class Probe:
     ) -> None:
         self.machine = machine or Machine.detect()
         cache = cache or DiskCache(Settings.from_environment().cache_dir)
-        self.pool = Pool(threads, cache=cache)
+        self.pool = Pool(threads)
         text = probe_llvm(self.machine)
         key = cache_key(self.machine, "probe", text)
         data = cache.get(key)
