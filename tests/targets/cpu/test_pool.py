@@ -212,6 +212,19 @@ def test_callers_from_several_threads_queue(code: dict[str, int]) -> None:
         counters.check(300)
 
 
+def test_nobody_waits_for_a_worker_that_got_no_core(
+    code: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that never run at all delay nothing: the caller does what nobody claims."""
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: None)
+    monkeypatch.setattr(threading.Thread, "join", lambda thread: None)
+    counters = Counters(code["count"], [64, 1, 1000, 0, 7] * 10)
+    with Pool(4) as pool:
+        for _ in range(20):
+            counters.run(pool)
+    counters.check(20)
+
+
 def test_close_and_use_again(code: dict[str, int]) -> None:
     counters = Counters(code["count"], [100] * 4)
     pool = Pool(3)
