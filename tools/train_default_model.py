@@ -115,15 +115,18 @@ def train_tokenizer(documents: list[str], vocab: int) -> Any:
 
 
 def encode_documents(
-    encode: Callable[[str], list[int]], documents: list[str], paragraph_ends: set[int]
+    encode: Callable[[str], list[int]], documents: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(all tokens with an end token after each document, offsets at which a paragraph begins)."""
     tokens: list[int] = []
+    starts: list[int] = []
     for document in documents:
-        tokens.extend(encode(document))
+        paragraphs = document.split("\n\n")
+        for i, paragraph in enumerate(paragraphs):
+            starts.append(len(tokens))
+            # GPT-2's pre-tokeniser never joins a letter to the line break before or after it.
+            tokens.extend(encode(paragraph if i == len(paragraphs) - 1 else paragraph + "\n\n"))
         tokens.append(EOS_ID)
-    ends = paragraph_ends | {EOS_ID}
-    starts = [0, *(i + 1 for i, token in enumerate(tokens[:-1]) if token in ends)]
     return np.array(tokens, np.int64), np.array(starts, np.int64)
 
 
@@ -299,13 +302,12 @@ def train(args: argparse.Namespace) -> None:
     train_docs, held_out = load_documents(args.data)
     tokenizer = train_tokenizer(train_docs, config.vocab)
     write_atomically(args.work / "tokenizer.json", lambda p: tokenizer.save(str(p)))
-    ends = {i for token, i in tokenizer.get_vocab().items() if token.endswith("ĊĊ")}
 
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False).ids
 
-    tokens, starts = encode_documents(encode, train_docs, ends)
-    val_tokens, _ = encode_documents(encode, held_out, set())
+    tokens, starts = encode_documents(encode, train_docs)
+    val_tokens, _ = encode_documents(encode, held_out)
     model = Model(config)
     size = sum(p.numel() for p in model.parameters())
     print(
@@ -456,7 +458,7 @@ def evaluate_file(path: Path, data: Path, split: str) -> tuple[float, float]:
         return tokenizer.encode(text, add_special=False)
 
     documents = dict(zip(("train", "val"), load_documents(data), strict=True))[split]
-    tokens, _ = encode_documents(encode, documents, set())
+    tokens, _ = encode_documents(encode, documents)
     loss = mean_loss(model, tokens)
     return loss, bits_per_byte(loss, tokens, documents)
 
