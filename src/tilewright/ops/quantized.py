@@ -299,6 +299,13 @@ def _q6_halves(s, h, t, g, MT):
     return expand_dims(first * -32, 1) + none, expand_dims(second * -32, 1) + none
 
 
+def _add_halves(acc, first, second, low_scale, high_scale, d, t, g, MT):
+    """Both halves of a block with their own scales (exact products of 19 bits)."""
+    part = second.to(f32) * expand_dims(high_scale, 0)
+    part = fma(first.to(f32), expand_dims(low_scale, 0), part)
+    return fma(part, expand_dims(d[t : t + MT, g], 1), acc)
+
+
 def q6_k_decode(acc, q4, d, s, h, planes, panel, step):
     wl, wh, sc, dw = planes
     dw32 = dw[panel, step, 0:32].to(f32)
@@ -315,46 +322,41 @@ def q6_k_decode(acc, q4, d, s, h, planes, panel, step):
                     first = dot4(first, word, _word(q4, 0, g * 8 + j, 1))
                 else:
                     second = dot4(second, word, _word(q4, 0, g * 8 + j, 1))
-            part = first * expand_dims(sc[panel, g * 2, 0:32].to(i32), 0)
-            part = part + second * expand_dims(sc[panel, g * 2 + 1, 0:32].to(i32), 0)
-            acc = fma(part.to(f32), _scales(d, 0, g, 1, dw32), acc)
+            low_scale = dw32 * sc[panel, g * 2, 0:32].to(f32)
+            high_scale = dw32 * sc[panel, g * 2 + 1, 0:32].to(f32)
+            acc = _add_halves(acc, first, second, low_scale, high_scale, d, 0, g, 1)
     return acc
 
 
 def q6_k_prepare(planes, panel, k0, KC):
     wl, wh, sc, dw = planes
     q = scratch((KC // 4, 32), u32)
-    scale = scratch((KC // 16, 32), i32)
-    factor = scratch((KC // 32, 32), f32)
+    scale = scratch((KC // 16, 32), f32)
     for step in range(KC // 256):
         base = k0 // 256 + step
         dw32 = dw[panel, base, 0:32].to(f32)
-        for b in unroll(8):
-            factor[step * 8 + b, 0:32] = dw32
-        for b in unroll(16):
-            scale[step * 16 + b, 0:32] = sc[panel, base * 16 + b, 0:32].to(i32)
+        for b in range(16):
+            scale[step * 16 + b, 0:32] = dw32 * sc[panel, base * 16 + b, 0:32].to(f32)
         for half in range(2):
-            for j in unroll(8):
+            for j in range(8):
                 high = wh[panel, base * 16 + half * 8 + j, 0:32]
                 for block in unroll(4):
                     low = wl[panel, base * 32 + half * 16 + (block % 2) * 8 + j, 0:32]
                     low = (low >> (4 * (block // 2))) & 0x0F0F0F0F
                     bits = (high >> (2 * block)) & 0x03030303
                     q[step * 64 + half * 32 + block * 8 + j, 0:32] = low | (bits << 4)
-    return q, scale, factor
+    return q, scale
 
 
 def q6_k_block(acc, q4, d, s, h, t, g, ready, b, panel, k0, MT):
-    w, scale, factor = ready
+    w, scale = ready
     first, second = _q6_halves(s, h, t, g, MT)
     for j in unroll(4):
         first = dot4(first, expand_dims(w[b * 8 + j, 0:32], 0), _word(q4, t, g * 8 + j, MT))
     for j in unroll(4):
         word = expand_dims(w[b * 8 + 4 + j, 0:32], 0)
         second = dot4(second, word, _word(q4, t, g * 8 + 4 + j, MT))
-    part = first * expand_dims(scale[b * 2, 0:32], 0)
-    part = part + second * expand_dims(scale[b * 2 + 1, 0:32], 0)
-    return fma(part.to(f32), _scales(d, t, g, MT, factor[b, 0:32]), acc)
+    return _add_halves(acc, first, second, scale[b * 2, 0:32], scale[b * 2 + 1, 0:32], d, t, g, MT)
 
 
 @dataclass(frozen=True)
