@@ -151,6 +151,11 @@ CASES = [
         "'t' changes its type in the loop",
         "t = t + y",
     ),
+    (
+        "t = 1.0\nfor j in range(4):\n    t = t * 0.5\ny[0] = t",
+        "give it a dtype before the loop, t = cast(1.0, f32)",
+        "t = t * 0.5",
+    ),
     ("i[0] = 1", "only arrays can be stored into, this is an i64 scalar", "i[0]"),
     ("a, b = 1, 2, 3", "3 values for 2 names", "a, b"),
     ("a, b = y[0:2]", "cannot be unpacked", "a, b"),

@@ -128,15 +128,10 @@ def free_value(fn: types.FunctionType, name: str) -> Any:
         except ValueError:
             raise LookupError(name) from None
     if name in fn.__globals__:
-        value = fn.__globals__[name]
-    elif name in PYTHON_NAMES:
+        return fn.__globals__[name]
+    if name in PYTHON_NAMES:
         return PYTHON_NAMES[name]
-    else:
-        value = vars(builtins)[name]
-    try:  # `sum = builtins.sum` and the like, met under any name
-        return _PYTHON_FUNCTIONS.get(value, value)
-    except TypeError:  # unhashable
-        return value
+    return vars(builtins)[name]
 
 
 _PYTHON_FUNCTIONS: Final = {vars(builtins)[name]: fn for name, fn in PYTHON_NAMES.items()}
@@ -196,6 +191,8 @@ class Caller:
         """``fn(*args, **kwargs)``: a builtin is called, a Python function is inlined."""
         if isinstance(fn, LocalFunction):
             return self._traced(node, fn, args, kwargs)
+        if isinstance(fn, (types.BuiltinFunctionType, type)):
+            fn = _PYTHON_FUNCTIONS.get(fn, fn)
         target = python_function(fn)
         if target is not None:
             return self._traced(node, lambda *a, **k: self.inline(target, a, k), args, kwargs)
@@ -213,6 +210,8 @@ class Caller:
 
     def _callable(self, value: Any) -> Any:
         """A function that a builtin can call back."""
+        if isinstance(value, (types.BuiltinFunctionType, type)):
+            return _PYTHON_FUNCTIONS.get(value, value)
         target = python_function(value)
         if target is None or isinstance(value, LocalFunction):
             return value

@@ -447,7 +447,8 @@ class Statements(Expressions):
         body, end = self._loop_body(node, inits, rebuild, names)
         self._check_carried(carried, end, node)
         with self.tracer.inside(body):
-            ends = [as_tile(v, t.dtype) for v, t in zip(_flatten(end)[0], inits)]
+            last = _flatten({n: end[n] for n in carried})[0]
+            ends = [as_tile(v, t.dtype) for v, t in zip(last, inits)]
             self.tracer.finish(ends)
         self.here(node)
         op = self.tracer.builder.emit(
@@ -519,9 +520,22 @@ class Statements(Expressions):
             if not changed:
                 break
             for name in changed:
+                self._refuse_float_counter(node, name, None if end is None else end[name])
                 carried[name] = _typed(self.env[name], None if end is None else end[name])
                 weak.remove(name)
         return {n: carried[n] for n in names if n in carried}
+
+    def _refuse_float_counter(self, node: ast.For, name: str, end: Any) -> None:
+        """Python would add up in double precision what the kernel adds up in f32."""
+        if is_number(self.env[name]) and isinstance(end, float):
+            raise located(
+                KernelError(
+                    f"{name!r} is a Python number that each iteration changes to another one "
+                    f"({self.env[name]!r}, then {end!r}): give it a dtype before the loop, "
+                    f"{name} = cast({self.env[name]!r}, f32)"
+                ),
+                self._last_assignment(node, name),
+            )
 
     def _check_carried(self, start: dict[str, Any], end: dict[str, Any], node: ast.For) -> None:
         for name, value in start.items():

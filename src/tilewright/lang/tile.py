@@ -184,6 +184,11 @@ class Tile:
     def __rpow__(self, other: Any) -> Tile:
         return power(other, self)
 
+    def __matmul__(self, other: Any) -> Tile:
+        from tilewright.lang.builtins import dot
+
+        return dot(self, other)
+
     def __and__(self, other: Any) -> Tile:
         return binary("and", self, other)
 
