@@ -50,6 +50,15 @@ class Kernel(KernelFunction):
         self._runtime = [i for i, p in enumerate(self.parameters) if p.kind != "const"]
         self._kinds = [p.kind for p in self.parameters]
 
+    @classmethod
+    def from_source(
+        cls, text: str, name: str, env: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> Kernel:
+        """See :meth:`KernelFunction.from_source`."""
+        made = super().from_source(text, name, env, **kwargs)
+        assert isinstance(made, Kernel)
+        return made
+
     def __getitem__(self, grid: Grid) -> Callable[..., None]:
         """The kernel bound to a grid, ready to be called."""
 
