@@ -27,7 +27,7 @@ def bench(
 ) -> None:
     """Measure prefill and decode speed; medians over repetitions."""
     from tilewright.generate.measure import decode_bytes, measure
-    from tilewright.targets.cpu.probe import measure_ceilings
+    from tilewright.targets.cpu.probe import Probe
 
     need = max(prompt, generate + depth)
     model = load_model(file, threads=threads, context=max(need, 64), quiet=as_json)
@@ -36,12 +36,13 @@ def bench(
         raise ValueError(
             f"{need} tokens do not fit the model's context of {limit}; lower -p, -n or -d"
         )
-    before = measure_ceilings(model.threads)
-    prefill, decode = measure(model, prompt, generate, repetitions, depth)
-    after = measure_ceilings(model.threads)
-    bandwidth = max(before.read_bytes_per_s, after.read_bytes_per_s)
-    peak = max(before.f32_flops, after.f32_flops)
-    int8_peak = max(before.int8_ops, after.int8_ops)
+    with Probe(model.threads) as probe:  # before and after: a shared machine changes its mind
+        before = probe.peaks()
+        prefill, decode = measure(model, prompt, generate, repetitions, depth)
+        after = probe.peaks()
+    bandwidth = max(before.read_gbytes, after.read_gbytes) * 1e9
+    peak = max(before.fma_gflops, after.fma_gflops) * 1e9
+    int8_peak = 2 * max(before.dot4_gmacs, after.dot4_gmacs) * 1e9
     per_token = decode_bytes(model, depth + generate // 2)
     flops = 2 * model.matrix_weights
     report: dict[str, Any] = {

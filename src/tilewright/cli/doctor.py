@@ -24,7 +24,7 @@ def doctor(
     from tilewright.config import Settings
     from tilewright.generate.model import load
     from tilewright.targets.cpu.machine import Machine
-    from tilewright.targets.cpu.probe import measure_ceilings
+    from tilewright.targets.cpu.probe import Probe
 
     settings = Settings.from_environment()
     machine = Machine.detect()
@@ -49,10 +49,11 @@ def doctor(
         problems.append(f"the default model does not run: {error}")
         report["default model"] = f"fails: {error}"
     for threads in sorted({1, settings.threads}):
-        ceilings = measure_ceilings(threads)
-        report[f"peak f32, {threads} threads"] = f"{ceilings.f32_flops / 1e9:.0f} GFLOP/s"
-        report[f"peak int8, {threads} threads"] = f"{ceilings.int8_ops / 1e9:.0f} GOP/s"
-        report[f"memory read, {threads} threads"] = f"{gigabytes(ceilings.read_bytes_per_s)}/s"
+        with Probe(threads) as probe:
+            peaks = probe.peaks()
+        report[f"peak f32, {threads} threads"] = f"{peaks.fma_gflops:.0f} GFLOP/s"
+        report[f"peak int8, {threads} threads"] = f"{2 * peaks.dot4_gmacs:.0f} GOP/s"
+        report[f"memory read, {threads} threads"] = f"{peaks.read_gbytes:.1f} GB/s"
     report["problems"] = problems
     if as_json:
         typer.echo(json.dumps(report))

@@ -40,6 +40,9 @@ class Size:
     def __sub__(self, other: SizeLike) -> SizeLike:
         return self + _lift(other) * -1
 
+    def __rsub__(self, other: SizeLike) -> SizeLike:
+        return self * -1 + other
+
     def evaluate(self, values: Mapping[str, int]) -> int:
         """The size when each dim has its value; :class:`ShapeError` if one is missing or large."""
         total = self.constant
