@@ -31,7 +31,7 @@ from tilewright.lang import (
     maximum,
     num_programs,
     program_id,
-    range,  # noqa: A004
+    range,
     scratch,
     unroll,
     where,
@@ -323,7 +323,9 @@ y[0:width] = total
 
 
 def test_swapped_variables():
-    kernel = text("a = cast(0, f32)\nb = cast(1, f32)\nfor j in range(n):\n    a, b = b, a + b\ny[0] = a\ny[1] = b")
+    kernel = text(
+        "a = cast(0, f32)\nb = cast(1, f32)\nfor j in range(n):\n    a, b = b, a + b\ny[0] = a\ny[1] = b"
+    )
     y = np.zeros(2, np.float32)
     run(kernel, 1, floats(1), y, 10)
     np.testing.assert_array_equal(y, [55, 89])
@@ -622,7 +624,7 @@ def test_arrays_parameter():
             extras[1][0:B] = 1
 
     x, k, y = floats(4), np.arange(4, dtype=np.int32), np.zeros(4, np.float32)
-    want = x + k.astype('f') + 2
+    want = x + k.astype("f") + 2
     run(kernel, 1, y, (x, k), B=4)
     np.testing.assert_array_equal(y, want)
     np.testing.assert_array_equal(k, 1)

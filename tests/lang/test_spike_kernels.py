@@ -9,6 +9,7 @@ from tilewright.lang import (
     Array,
     Const,
     KernelFunction,
+    arange,
     dot,
     dot4,
     exp,
@@ -24,7 +25,6 @@ from tilewright.lang import (
     unroll,
     where,
     zeros,
-    arange,
 )
 
 
@@ -46,7 +46,7 @@ def matmul(a: Array, bp: Array, c: Array, BM: Const, BN: Const):
     i = program_id(1) * BM
     j = program_id(0)
     acc = zeros((BM, BN), f32)
-    for k in range(0, a.shape[1]):
+    for k in range(a.shape[1]):
         acc = fma(a[i : i + BM, k][:, None], bp[j, k, 0:BN][None, :], acc)
     c[i : i + BM, j * BN : (j + 1) * BN] = acc
 
@@ -56,7 +56,7 @@ def q8(wq: Array, wd: Array, xq: Array, xd: Array, y: Array, G: Const, MT: Const
     nb = program_id(0)
     t0 = program_id(1) * MT
     acc = zeros((MT, L), f32)
-    for g in range(0, G):
+    for g in range(G):
         iacc = zeros((MT, L), i32)
         for kk in unroll(8):
             w = wq[nb, g * 8 + kk, 0:L][None, :]

@@ -8,12 +8,16 @@ import hashlib
 import types
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from tilewright.dtypes import DType
+from tilewright.errors import KernelError
 from tilewright.lang.source import source_lines
 
 __all__ = ["constant_text", "fingerprint"]
+
+
+_OPAQUE_MODULES: Final = ("tilewright.lang", "tilewright.dtypes", "math", "numpy", "builtins")
 
 
 def fingerprint(fn: types.FunctionType, constants: Sequence[Any] = ()) -> str:
@@ -44,7 +48,6 @@ def constant_text(value: Any) -> str:
 @lru_cache(maxsize=4096)
 def _source(code: types.CodeType, filename: str) -> tuple[str, tuple[str, ...]]:
     """A function's source text and the names its code looks up, nested functions included."""
-    _, lines = source_lines(code, filename)
     names: dict[str, None] = {}
 
     def collect(c: types.CodeType) -> None:
@@ -54,18 +57,23 @@ def _source(code: types.CodeType, filename: str) -> tuple[str, tuple[str, ...]]:
                 collect(constant)
 
     collect(code)
-    where = ""
+    try:
+        first, lines = source_lines(code, filename)
+        text = "".join(lines)
+    except KernelError:  # no source: it cannot be inlined, but its code identifies it
+        first, text = code.co_firstlineno, repr((code.co_code, code.co_names))
     if code.co_name == "<lambda>":  # several may share a line
-        columns = [p[2] for p in code.co_positions() if p[2] is not None]
-        where = f"@{min(columns, default=0)}"
-    text = hashlib.sha256(("".join(lines) + where).encode()).hexdigest()
+        places = [(a - first, c) for a, _, c, _ in code.co_positions() if a is not None]
+        text += repr(places)
+    text = hashlib.sha256(text.encode()).hexdigest()
     return text, tuple(sorted(names))
 
 
 class _Collector:
     def __init__(self) -> None:
         self.parts: list[str] = []
-        self.seen: dict[int, str] = {}
+        self.seen: dict[Any, str] = {}
+        self.names: tuple[str, ...] | None = None  # what the function at hand looks up
 
     def value(self, value: Any) -> str:
         """A short text for ``value``; the functions in it go to ``parts``, once each."""
@@ -87,24 +95,27 @@ class _Collector:
             return f"enum {value}"
         if isinstance(value, types.MethodType):
             return f"method {self.value(value.__func__)} of {self.value(value.__self__)}"
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return self.dataclass(value)
         if isinstance(value, types.ModuleType):
-            return f"module {value.__name__}"
-        name = getattr(value, "__qualname__", None)
-        return f"{type(value).__qualname__} {name}" if name else type(value).__qualname__
+            if value.__name__.startswith(_OPAQUE_MODULES):
+                return f"module {value.__name__}"
+            return self.members(value, value.__name__, vars(value))
+        if isinstance(value, type):
+            return self.members(value, value.__qualname__, vars(value))
+        if hasattr(value, "__dict__"):
+            return self.members(value, type(value).__qualname__, vars(type(value)) | vars(value))
+        return f"{type(value).__qualname__} {getattr(value, '__qualname__', '')}"
 
-    def dataclass(self, value: Any) -> str:
-        key = id(value)
+    def members(self, value: Any, name: str, inside: dict[str, Any]) -> str:
+        """An object by those of its attributes that can matter."""
+        key = (id(value), self.names)
         if key not in self.seen:
-            self.seen[key] = f"{type(value).__qualname__} again"
-            fields = ", ".join(
-                f"{f.name}={self.value(getattr(value, f.name))}" for f in dataclasses.fields(value)
-            )
-            methods = ", ".join(
-                self.value(m) for m in vars(type(value)).values() if _written_by_hand(m)
-            )
-            self.seen[key] = f"{type(value).__qualname__}({fields}; {methods})"
+            self.seen[key] = f"{name} again"
+            if self.names is not None and not dataclasses.is_dataclass(value):
+                chosen = [n for n in self.names if n in inside]
+            else:
+                chosen = sorted(n for n in inside if not n.startswith("__"))
+            described = ", ".join(f"{n}={self.value(inside[n])}" for n in chosen)
+            self.seen[key] = f"{name}({described})"
         return self.seen[key]
 
     def function(self, fn: types.FunctionType) -> str:
@@ -113,22 +124,9 @@ class _Collector:
             return self.seen[key]
         label = self.seen[key] = f"function {fn.__name__} {len(self.seen)}"
         text, names = _source(fn.__code__, fn.__code__.co_filename)
-        captured: list[str] = []
+        outer, self.names = self.names, names
         scope = fn.__globals__
-        modules: list[types.ModuleType] = []
-        for name in names:
-            if name in scope:
-                value = scope[name]
-                if isinstance(value, types.ModuleType):
-                    modules.append(value)
-                captured.append(f"{name}={self.value(value)}")
-        for module in modules:
-            if module.__name__.startswith(("tilewright.lang", "math", "numpy")):
-                continue
-            inside = vars(module)
-            captured += [
-                f"{module.__name__}.{n}={self.value(inside[n])}" for n in names if n in inside
-            ]
+        captured = [f"{name}={self.value(scope[name])}" for name in names if name in scope]
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or ()):
             try:
                 captured.append(f"{name}={self.value(cell.cell_contents)}")
@@ -137,11 +135,5 @@ class _Collector:
         captured += [self.value(v) for v in fn.__defaults__ or ()]
         captured += [f"{k}={self.value(v)}" for k, v in (fn.__kwdefaults__ or {}).items()]
         self.parts.append("\n".join((label, text, *captured)))
+        self.names = outer
         return label
-
-
-def _written_by_hand(member: Any) -> bool:
-    """Whether a class attribute is a function with source (dataclasses generate some without)."""
-    return isinstance(member, types.FunctionType) and not member.__code__.co_filename.startswith(
-        "<str"
-    )

@@ -388,12 +388,30 @@ def _bad(op: Op, problem: str) -> KernelError:
 
 
 _FLOAT_ONLY: Final = frozenset(
-    "exp exp2 log log2 sin cos tanh erf sqrt rsqrt sigmoid floor ceil round trunc isnan div "
-    "pow".split()
+    [
+        "exp",
+        "exp2",
+        "log",
+        "log2",
+        "sin",
+        "cos",
+        "tanh",
+        "erf",
+        "sqrt",
+        "rsqrt",
+        "sigmoid",
+        "floor",
+        "ceil",
+        "round",
+        "trunc",
+        "isnan",
+        "div",
+        "pow",
+    ]
 )
-_INTEGER_ONLY: Final = frozenset("floordiv mod shl shr popcount".split())
-_NO_FLOAT: Final = frozenset("and or xor not".split())
-_NO_BOOL: Final = frozenset("neg abs add sub mul fma min max".split())
+_INTEGER_ONLY: Final = frozenset(["floordiv", "mod", "shl", "shr", "popcount"])
+_NO_FLOAT: Final = frozenset(["and", "or", "xor", "not"])
+_NO_BOOL: Final = frozenset(["neg", "abs", "add", "sub", "mul", "fma", "min", "max"])
 
 
 def _check(op: Op) -> str:
@@ -545,7 +563,7 @@ def _check_movement(op: Op) -> str:
     if op.name == "slice":
         starts = op.attrs["starts"]
         ok = len(starts) == len(out) == len(shapes[0]) and all(
-            0 <= s and 1 <= n and s + n <= size for s, n, size in zip(starts, out, shapes[0])
+            s >= 0 and n >= 1 and s + n <= size for s, n, size in zip(starts, out, shapes[0])
         )
         return "" if ok else f"starts {starts}, got {out}"
     axis = op.attrs["axis"]
@@ -619,11 +637,13 @@ def _check_yield(op: Op) -> str:
 
 
 _CHECKS: Final[dict[str, Callable[[Op], str]]] = {
-    **dict.fromkeys("load store".split(), _check_access),
-    **dict.fromkeys("reshape expand_dims".split(), _check_reshape),
-    **dict.fromkeys("cast bitcast".split(), _check_conversion),
-    **dict.fromkeys("broadcast transpose slice concat".split(), _check_movement),
-    **dict.fromkeys("constant arange scratch dim program_id num_programs".split(), _check_source),
+    **dict.fromkeys(["load", "store"], _check_access),
+    **dict.fromkeys(["reshape", "expand_dims"], _check_reshape),
+    **dict.fromkeys(["cast", "bitcast"], _check_conversion),
+    **dict.fromkeys(["broadcast", "transpose", "slice", "concat"], _check_movement),
+    **dict.fromkeys(
+        ["constant", "arange", "scratch", "dim", "program_id", "num_programs"], _check_source
+    ),
     "where": _check_where,
     "dot": _check_dot,
     "dot4": _check_dot4,
