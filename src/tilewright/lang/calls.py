@@ -91,9 +91,8 @@ def bind(
     """Parameters and their values, by Python's rules for calls."""
     names = [a.arg for a in (*args_node.posonlyargs, *args_node.args)]
     env: dict[str, Any] = dict(zip(names, args))
-    if len(args) > len(names):
-        if args_node.vararg is None:
-            raise KernelError(f"{name}() takes {len(names)} arguments, got {len(args)}")
+    if len(args) > len(names) and args_node.vararg is None:
+        raise KernelError(f"{name}() takes {len(names)} arguments, got {len(args)}")
     if args_node.vararg is not None:
         env[args_node.vararg.arg] = tuple(args[len(names) :])
     extra: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tilewright.dtypes import DType
 from tilewright.errors import KernelError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tilewright.lang.ir import ArrayType, TileType
     from tilewright.lang.tile import Tile
 
-__all__ = ["Engine", "activate", "current"]
+__all__ = ["Engine", "activate", "builtin", "current"]
 
 
 class Engine(Protocol):
@@ -81,3 +81,12 @@ def activate(engine: Engine) -> Iterator[None]:
         yield
     finally:
         _CURRENT.reset(token)
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def builtin(fn: _F) -> _F:
+    """Mark ``fn`` as part of the kernel language: the parser calls it instead of inlining it."""
+    fn.__tile_builtin__ = True  # type: ignore[attr-defined]
+    return fn

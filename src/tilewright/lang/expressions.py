@@ -14,9 +14,9 @@ from tilewright.lang.calls import Caller, LocalFunction, Unbound, native
 from tilewright.lang.source import LocatedError, located
 from tilewright.lang.tile import Tile, compare, describe, is_number
 
-__all__ = ["Expressions"]
+__all__ = ["OPERATORS", "Expressions"]
 
-_BINARY: Final[dict[type, Callable[[Any, Any], Any]]] = {
+OPERATORS: Final[dict[type, Callable[[Any, Any], Any]]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -49,12 +49,12 @@ _COMPARE: Final[dict[type, Callable[[Any, Any], Any]]] = {
     ast.NotIn: lambda a, b: a not in b,
 }
 _SILENT: Final = frozenset(("print", "breakpoint"))
+_INSTEAD: Final = "use `for ... in unroll(...)`"
 _WANTED: Final[dict[type, str]] = {
-    ast.ListComp: "comprehensions are not part of the kernel language: use `for ... in unroll(...)`",
-    ast.SetComp: "comprehensions are not part of the kernel language: use `for ... in unroll(...)`",
-    ast.DictComp: "comprehensions are not part of the kernel language: use `for ... in unroll(...)`",
-    ast.GeneratorExp: "generator expressions are not part of the kernel language: "
-    "use `for ... in unroll(...)`",
+    ast.ListComp: f"comprehensions are not part of the kernel language: {_INSTEAD}",
+    ast.SetComp: f"comprehensions are not part of the kernel language: {_INSTEAD}",
+    ast.DictComp: f"comprehensions are not part of the kernel language: {_INSTEAD}",
+    ast.GeneratorExp: f"generator expressions are not part of the kernel language: {_INSTEAD}",
     ast.JoinedStr: "f-strings are not part of the kernel language",
     ast.NamedExpr: "`:=` is not part of the kernel language: assign in a statement of its own",
     ast.Await: "`await` is not part of the kernel language",
@@ -120,7 +120,7 @@ class Expressions(Caller):
     def eval_BinOp(self, node: ast.BinOp) -> Any:
         left, right = self.eval(node.left), self.eval(node.right)
         self.here(node)
-        return native(_BINARY[type(node.op)], left, right)
+        return native(OPERATORS[type(node.op)], left, right)
 
     def eval_UnaryOp(self, node: ast.UnaryOp) -> Any:
         value = self.eval(node.operand)

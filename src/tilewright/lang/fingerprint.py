@@ -6,7 +6,7 @@ import dataclasses
 import enum
 import hashlib
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -105,7 +105,7 @@ class _Collector:
             return self.members(value, type(value).__qualname__, vars(type(value)) | vars(value))
         return f"{type(value).__qualname__} {getattr(value, '__qualname__', '')}"
 
-    def members(self, value: Any, name: str, inside: dict[str, Any]) -> str:
+    def members(self, value: Any, name: str, inside: Mapping[str, Any]) -> str:
         """An object by those of its attributes that can matter."""
         key = (id(value), self.names)
         if key not in self.seen:

@@ -1,7 +1,7 @@
 """Running a kernel as the plain Python function that it is, over NumPy.
 
-Every op takes its value from :mod:`tilewright.lang.evaluate`, so ``print`` and ``breakpoint`` inside
-a kernel see real values: this is how kernels are debugged, and what other targets are tested
+Every op takes its value from :mod:`tilewright.lang.evaluate`, so ``print`` and ``breakpoint`` in a
+kernel see real values: this is how kernels are debugged, and what other targets are tested
 against. Loops are Python loops; expect thousands of ops per second, not millions.
 """
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from tilewright.dtypes import DType, boolean, f16, f32, f64, i64, promote
 from tilewright.errors import KernelError
-from tilewright.lang.engine import current
+from tilewright.lang.engine import builtin, current
 from tilewright.lang.ir import TileType, broadcast_shapes
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ __all__ = [
     "describe",
     "float_unary",
     "fold",
-    "index_tile",
     "is_number",
     "negative",
     "power",
@@ -67,6 +66,7 @@ _SYMBOL: Final = {
     "eq": "==",
     "ne": "!=",
 }
+_KEEPS: Final = {"add": 0, "or": 0, "mul": 1}
 _BITWISE: Final = frozenset(("and", "or", "xor"))
 _SHIFTS: Final = frozenset(("shl", "shr"))
 _FLOAT_MAX: Final = {"f16": 65504.0, "bf16": 3.3895313892515355e38, "f32": 3.4028234663852886e38}
@@ -99,6 +99,8 @@ class Tile:
     @property
     def T(self) -> Tile:
         """The tile with its axes in reverse order."""
+        from tilewright.lang.movement import transpose
+
         return transpose(self, tuple(reversed(range(self.ndim))))
 
     def to(self, dtype: Any) -> Tile:
@@ -107,6 +109,8 @@ class Tile:
 
     def reshape(self, *shape: Any) -> Tile:
         """The same elements in row-major order; one size may be -1."""
+        from tilewright.lang.movement import reshape
+
         return reshape(self, shape[0] if len(shape) == 1 else shape)
 
     def numpy(self) -> np.ndarray:
@@ -137,6 +141,8 @@ class Tile:
         raise KernelError("a tile cannot be iterated: use unroll(n) and constant slices")
 
     def __getitem__(self, key: Any) -> Tile:
+        from tilewright.lang.movement import index_tile
+
         return index_tile(self, key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -345,7 +351,7 @@ def round_float(value: float, dtype: DType) -> float:
             return float(np.float32(value))
         if dtype is f16:
             return float(np.float16(value))
-    mantissa, exponent = math.frexp(value)  # bf16: eight significant bits, f32's exponents
+    _, exponent = math.frexp(value)  # bf16: eight significant bits, f32's exponents
     exponent = max(exponent, -125)
     return math.ldexp(round(math.ldexp(value, 8 - exponent)), exponent - 8)
 
@@ -446,9 +452,8 @@ def _neutral(name: str, x: Any, y: Any, dtype: DType) -> Tile | None:
             return x
         if y == 1 and name in ("mul", "floordiv"):
             return x
-    elif isinstance(y, Tile) and y.dtype is dtype and type(x) is int:
-        if (x == 0 and name in ("add", "or")) or (x == 1 and name == "mul"):
-            return y
+    elif isinstance(y, Tile) and y.dtype is dtype and type(x) is int and name in _KEEPS:
+        return y if x == _KEEPS[name] else None
     return None
 
 
@@ -526,6 +531,7 @@ def power(x: Any, y: Any) -> Any:
     return binary("pow", x, y)
 
 
+@builtin
 def cast(x: Any, dtype: Any) -> Tile:
     """``x`` as ``dtype``: to float rounds to nearest even; float to integer truncates, saturates
     and takes NaN to 0; integer to integer wraps; to bool is ``x != 0``."""
@@ -537,168 +543,3 @@ def cast(x: Any, dtype: Any) -> Tile:
     if x.dtype is target:
         return x
     return current().emit("cast", (x,), (TileType(target, x.shape),))[0]
-
-
-# --- shapes --------------------------------------------------------------------------------------
-
-
-def as_shape(shape: Any) -> tuple[int, ...]:
-    """A shape from an int or a sequence of positive ints."""
-    sizes = (shape,) if isinstance(shape, (int, np.integer, Tile)) else tuple(shape)
-    for n in sizes:
-        if isinstance(n, Tile):
-            raise KernelError(
-                "a tile's shape must be known at compile time: make the size a Const parameter"
-            )
-        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-            raise KernelError(f"a tile's shape is made of positive integers, got {sizes}")
-    return tuple(int(n) for n in sizes)
-
-
-def normalise_axis(axis: Any, ndim: int, what: str) -> int:
-    """``axis`` counted from the front."""
-    if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
-        raise KernelError(f"{what}: the axis must be a compile-time integer, got {describe(axis)}")
-    if not -ndim <= axis < ndim:
-        raise KernelError(f"{what}: axis {axis} is out of range for a tile with {ndim} axes")
-    return int(axis) % ndim
-
-
-def transpose(x: Any, perm: Sequence[int]) -> Tile:
-    """The axes of ``x`` in the order ``perm``."""
-    tile = as_tile(x)
-    order = tuple(normalise_axis(p, tile.ndim, "transpose") for p in perm)
-    if sorted(order) != list(range(tile.ndim)):
-        raise KernelError(f"transpose: {tuple(perm)} is not an order of {tile.ndim} axes")
-    if order == tuple(range(tile.ndim)):
-        return tile
-    result = TileType(tile.dtype, tuple(tile.shape[p] for p in order))
-    return current().emit("transpose", (tile,), (result,), perm=order)[0]
-
-
-def reshape(x: Any, shape: Any) -> Tile:
-    """The elements of ``x`` in row-major order under another shape; one size may be -1."""
-    tile = as_tile(x)
-    sizes = [shape] if isinstance(shape, (int, np.integer)) else list(shape)
-    count = math.prod(tile.shape)
-    if sizes.count(-1) == 1:
-        rest = math.prod(n for n in sizes if n != -1)
-        if rest > 0 and count % rest == 0:
-            sizes[sizes.index(-1)] = count // rest
-    wanted = as_shape(sizes)
-    if math.prod(wanted) != count:
-        raise KernelError(f"reshape: {tile.shape} has {count} elements, {wanted} has another count")
-    if wanted == tile.shape:
-        return tile
-    return current().emit("reshape", (tile,), (TileType(tile.dtype, wanted),))[0]
-
-
-def expand_dims(x: Any, axis: int) -> Tile:
-    """``x`` with a new axis of size 1 at ``axis``."""
-    tile = as_tile(x)
-    at = normalise_axis(axis, tile.ndim + 1, "expand_dims")
-    result = TileType(tile.dtype, tile.shape[:at] + (1,) + tile.shape[at:])
-    return current().emit("expand_dims", (tile,), (result,), axis=at)[0]
-
-
-def index_tile(x: Tile, key: Any) -> Tile:
-    """``x[key]`` with compile-time keys: ints, slices, ``None`` and ``...``, as in NumPy."""
-    keys = list(key) if isinstance(key, tuple) else [key]
-    consumed = sum(1 for k in keys if k is not None and k is not Ellipsis)
-    if consumed > x.ndim:
-        raise KernelError(f"{x.type} has {x.ndim} axes, {consumed} are indexed")
-    at = next((i for i, k in enumerate(keys) if k is Ellipsis), len(keys))
-    fill = [slice(None)] * (x.ndim - consumed)
-    keys[at : at + 1] = fill
-    starts: list[int] = []
-    sizes: list[int] = []
-    strides: list[int] = []
-    for k, n in zip((k for k in keys if k is not None), x.shape):
-        start, size, step = _static_key(k, n)
-        starts.append(start)
-        sizes.append(size)
-        strides.append(step)
-    out = x
-    if any(step > 1 for step in strides):
-        out = _strided(out, starts, sizes, strides)
-    elif tuple(sizes) != x.shape:
-        result = TileType(x.dtype, tuple(sizes))
-        out = current().emit("slice", (out,), (result,), starts=tuple(starts))[0]
-    if any(k is None or not isinstance(k, slice) for k in keys):
-        kept = iter(sizes)
-        shape: list[int] = []
-        for k in keys:
-            if k is None:
-                shape.append(1)
-            elif isinstance(k, slice):
-                shape.append(next(kept))
-            else:
-                next(kept)
-        return _change_rank(out, keys, tuple(shape))
-    return out
-
-
-def _change_rank(x: Tile, keys: list[Any], shape: tuple[int, ...]) -> Tile:
-    if all(k is None or isinstance(k, slice) for k in keys):  # only new axes
-        for axis, k in enumerate(keys):
-            if k is None:
-                x = expand_dims(x, axis)
-        return x
-    return reshape(x, shape) if shape else _to_scalar(x)
-
-
-def _to_scalar(x: Tile) -> Tile:
-    if not x.shape:
-        return x
-    return current().emit("reshape", (x,), (TileType(x.dtype, ()),))[0]
-
-
-def _static_key(key: Any, n: int) -> tuple[int, int, int]:
-    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
-        if not -n <= key < n:
-            raise KernelError(f"index {key} is outside a tile axis of {n} elements")
-        return int(key) % n, 1, 1
-    if isinstance(key, slice):
-        if all(isinstance(v, (int, type(None))) for v in (key.start, key.stop, key.step)):
-            start, stop, step = key.indices(n)
-            size = len(range(start, stop, step))
-            if step < 1 or size < 1:
-                raise KernelError(
-                    f"the slice {key.start}:{key.stop}:{key.step} of a tile axis of {n} elements "
-                    "must take at least one element, forwards"
-                )
-            return start, size, step
-    raise KernelError(
-        "a tile is indexed by compile-time integers, slices and None, got "
-        f"{describe(key)}: for runtime positions use where(...), or store to scratch and load"
-    )
-
-
-def _strided(x: Tile, starts: list[int], sizes: list[int], strides: list[int]) -> Tile:
-    """A strided slice as reshape and slice, axis by axis (pads nothing: whole strides only)."""
-    for axis, (start, size, step) in enumerate(zip(starts, sizes, strides)):
-        if start == 0 and size == x.shape[axis] and step == 1:
-            continue
-        before, after = x.shape[:axis], x.shape[axis + 1 :]
-        if step == 1 or size == 1:
-            x = _slice_axis(x, axis, start, size)
-            continue
-        first = start if start + size * step <= x.shape[axis] else x.shape[axis] - size * step
-        if first < 0:
-            raise KernelError(
-                f"a slice with step {step} of a tile axis of {x.shape[axis]} elements needs "
-                f"{size * step} of them"
-            )
-        x = _slice_axis(x, axis, first, size * step)
-        x = reshape(x, (*before, size, step, *after))
-        x = _slice_axis(x, axis + 1, start - first, 1)
-        x = reshape(x, (*before, size, *after))
-    return x
-
-
-def _slice_axis(x: Tile, axis: int, start: int, size: int) -> Tile:
-    if size == x.shape[axis]:
-        return x
-    shape = x.shape[:axis] + (size,) + x.shape[axis + 1 :]
-    starts = tuple(start if a == axis else 0 for a in range(x.ndim))
-    return current().emit("slice", (x,), (TileType(x.dtype, shape),), starts=starts)[0]
