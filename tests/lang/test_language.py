@@ -257,7 +257,8 @@ y[5:7] = v
 
 def test_loops_that_run_no_iteration():
     kernel = text(
-        "t = x[0:2]\nfor j in range(n, 3):\n    t = t + 1.0\nfor j in range(0, 9, n):\n    t = t * 2.0\ny[0:2] = t"
+        "t = x[0:2]\nfor j in range(n, 3):\n    t = t + 1.0\n"
+        "for j in range(0, 9, n):\n    t = t * 2.0\ny[0:2] = t"
     )
     x = floats(2)
     for n, times in [(3, 3), (9, 1), (-1, 0)]:
@@ -282,7 +283,8 @@ def test_loops_that_run_no_iteration():
 def test_numbers_carried_by_loops_take_the_dtype_of_the_first_iteration(start, update, dtype):
     spelled = "boolean" if dtype == "bool" else dtype
     kernel = text(
-        f"t = {start}\nfor j in range(n):\n    t = {update}\nassert t.dtype is {spelled}\ny[0] = t.to(f32)",
+        f"t = {start}\nfor j in range(n):\n    t = {update}\n"
+        f"assert t.dtype is {spelled}\ny[0] = t.to(f32)",
         "x: Array, ids: Array, y: Array, n: i64",
     )
     y = np.zeros(1, np.float32)
@@ -324,7 +326,8 @@ y[0:width] = total
 
 def test_swapped_variables():
     kernel = text(
-        "a = cast(0, f32)\nb = cast(1, f32)\nfor j in range(n):\n    a, b = b, a + b\ny[0] = a\ny[1] = b"
+        "a = cast(0, f32)\nb = cast(1, f32)\nfor j in range(n):\n    a, b = b, a + b\n"
+        "y[0] = a\ny[1] = b"
     )
     y = np.zeros(2, np.float32)
     run(kernel, 1, floats(1), y, 10)

@@ -89,8 +89,7 @@ def test_float_arithmetic(op, dtype):
     x, y = grid(dtype)
     got = apply(f"x {op} y", x, y, dtypes=(dtype, dtype), result=dtype)
     with np.errstate(all="ignore"):
-        wide = np.float64 if dtype in ("f32", "f64") else np.float32
-        want = eval(f"x.astype(wide) {op} y.astype(wide)")
+        want = eval(f"x.astype('f8') {op} y.astype('f8')")
         want = unpack(pack(want, dtype))
     assert_same(got, want)
     assert got.dtype == unpack(pack(x, dtype)).dtype
@@ -219,11 +218,17 @@ def _cast(value, target: str):
     return _nearest(value, target)
 
 
+DIGITS = {  # significant bits, least exponent, exponent beyond the largest value
+    "f64": (53, -1074, 1024),
+    "f32": (24, -149, 128),
+    "f16": (11, -24, 16),
+    "bf16": (8, -133, 128),
+}
+
+
 def _nearest(value, target: str) -> float:
     """Rounded to nearest even by exact arithmetic."""
-    digits, least, most = {
-        "f64": (53, -1074, 1024), "f32": (24, -149, 128), "f16": (11, -24, 16), "bf16": (8, -133, 128)
-    }[target]  # fmt: skip
+    digits, least, most = DIGITS[target]
     if isinstance(value, float) and (not math.isfinite(value) or value == 0):
         return value
     exact = Fraction(value)
@@ -274,8 +279,7 @@ def _exact_fma(x: float, y: float, z: float, dtype: str) -> float:
     exact = Fraction(x) * Fraction(y) + Fraction(z)
     if exact == 0:
         return 0.0
-    digits, least, most = {"f64": (53, -1074, 1024), "f32": (24, -149, 128), "f16": (11, -24, 16),
-                           "bf16": (8, -133, 128)}[dtype]  # fmt: skip
+    digits, least, most = DIGITS[dtype]
     size = abs(exact)
     top = size.numerator.bit_length() - size.denominator.bit_length()
     top += size >= Fraction(2) ** top
