@@ -12,7 +12,8 @@ format     planes
 ``q4_0``   ``q`` u32 (P, k/8, 32): the file's words, word j of a block holds k = 4j.. in its low
            nibbles and k = 16+4j.. in its high ones; ``d`` f16 (P, k/32, 32)
 ``q4_k``   ``q`` u32 (P, k/8, 32): word j of 64 values holds k = 4j.. low and k = 32+4j.. high;
-           ``d``, ``dmin`` f16 (P, k/256, 32); ``sc``, ``m`` u8 (P, k/32, 32), unpacked 6 bits
+           ``dm`` f16 (P, k/128, 32): d, dmin, d, ...; ``sm`` u8 (P, k/16, 32): scale and
+           minimum of each 32 values in turn, unpacked from 6 bits
 ``q6_k``   ``ql`` u32 (P, k/8, 32) and ``qh`` u32 (P, k/16, 32): the file's words; ``sc`` i8
            (P, k/16, 32); ``d`` f16 (P, k/256, 32)
 other      ``raw`` u8 (n, row_bytes): the file's rows, dequantised where they are used
@@ -225,7 +226,7 @@ _PLANES: Mapping[str, tuple[tuple[str, DType, int], ...]] = {
     "bf16": (("w", bf16, 1),),
     "q8_0": (("q", u32, 4), ("d", f16, 32)),
     "q4_0": (("q", u32, 8), ("d", f16, 32)),
-    "q4_k": (("q", u32, 8), ("d", f16, 256), ("dmin", f16, 256), ("sc", u8, 32), ("m", u8, 32)),
+    "q4_k": (("q", u32, 8), ("dm", f16, 128), ("sm", u8, 16)),
     "q6_k": (("ql", u32, 8), ("qh", u32, 16), ("sc", i8, 16), ("d", f16, 256)),
 }
 
@@ -263,15 +264,13 @@ def _pack_q4_0(rows: np.ndarray, out: Planes) -> None:
 
 def _pack_q4_k(rows: np.ndarray, out: Planes) -> None:
     blocks = rows.reshape(rows.shape[0], -1, 144)
-    _interleave(blocks[:, :, 0:2], np.float16, out["d"])
-    _interleave(blocks[:, :, 2:4], np.float16, out["dmin"])
+    _interleave(blocks[:, :, 0:4], np.float16, out["dm"])
     # six-bit scales and minima: sc[0:4] and m[0:4] in the low bits of bytes 0..3 and 4..7, the
     # others' low nibbles in bytes 8..11 and their high two bits on top of the first eight bytes
     a, b, c = blocks[:, :, 4:8], blocks[:, :, 8:12], blocks[:, :, 12:16]
     sc = np.concatenate([a & 0x3F, (c & 0x0F) | ((a >> 2) & 0x30)], axis=2)
     m = np.concatenate([b & 0x3F, (c >> 4) | ((b >> 2) & 0x30)], axis=2)
-    _interleave(sc, np.uint8, out["sc"])
-    _interleave(m, np.uint8, out["m"])
+    _interleave(np.stack([sc, m], axis=3), np.uint8, out["sm"])
     _interleave(blocks[:, :, 16:], np.uint32, out["q"])
 
 
@@ -325,12 +324,12 @@ def _unpack_q4_0(p: Planes) -> np.ndarray:
 
 
 def _unpack_q4_k(p: Planes) -> np.ndarray:
-    n = p["d"].shape[0] * PANEL
-    sc, m = (_rows(p[f]).astype(np.float32).reshape(n, -1, 8) for f in ("sc", "m"))
-    d = (_scale(p["d"]) * sc).reshape(n, -1, 1)
-    dm = (_scale(p["dmin"]) * m).reshape(n, -1, 1)
+    dm = _rows(p["dm"]).astype(np.float32)
+    n = dm.shape[0]
+    sm = _rows(p["sm"]).astype(np.float32).reshape(n, -1, 8, 2)
+    d, m = (np.reshape(dm[:, i::2, None] * sm[..., i], (n, -1, 1)) for i in (0, 1))
     q = _nibbles(_rows(p["q"]), 32).reshape(n, -1, 32).astype(np.float32)
-    return d * q - dm
+    return d * q - m
 
 
 def _unpack_q6_k(p: Planes) -> np.ndarray:

@@ -243,10 +243,10 @@ def _add_min(acc, d, s, t, g, MT, minimum):
 
 
 def q4_k_decode(acc, q4, d, s, h, planes, panel, step):
-    w, dw, mw, sc, m = planes
-    dw32 = dw[panel, step, 0:32].to(f32)
-    mw32 = mw[panel, step, 0:32].to(f32)
-    for pair in unroll(4):
+    w, dm, sm = planes
+    dw32 = dm[panel, 2 * step, 0:32].to(f32)
+    mw32 = dm[panel, 2 * step + 1, 0:32].to(f32)
+    for pair in range(4):
         g = step * 8 + 2 * pair
         low = zeros((1, 32), i32)
         high = zeros((1, 32), i32)
@@ -254,26 +254,26 @@ def q4_k_decode(acc, q4, d, s, h, planes, panel, step):
             word = expand_dims(w[panel, step * 32 + pair * 8 + j, 0:32], 0)
             low = dot4(low, word & 0x0F0F0F0F, _word(q4, 0, g * 8 + j, 1))
             high = dot4(high, (word >> 4) & 0x0F0F0F0F, _word(q4, 0, g * 8 + 8 + j, 1))
-        acc = fma(low.to(f32), _scales(d, 0, g, 1, dw32 * sc[panel, g, 0:32].to(f32)), acc)
-        acc = _add_min(acc, d, s, 0, g, 1, mw32 * m[panel, g, 0:32].to(f32))
-        scale = dw32 * sc[panel, g + 1, 0:32].to(f32)
+        acc = fma(low.to(f32), _scales(d, 0, g, 1, dw32 * sm[panel, 2 * g, 0:32].to(f32)), acc)
+        acc = _add_min(acc, d, s, 0, g, 1, mw32 * sm[panel, 2 * g + 1, 0:32].to(f32))
+        scale = dw32 * sm[panel, 2 * g + 2, 0:32].to(f32)
         acc = fma(high.to(f32), _scales(d, 0, g + 1, 1, scale), acc)
-        acc = _add_min(acc, d, s, 0, g + 1, 1, mw32 * m[panel, g + 1, 0:32].to(f32))
+        acc = _add_min(acc, d, s, 0, g + 1, 1, mw32 * sm[panel, 2 * g + 3, 0:32].to(f32))
     return acc
 
 
 def q4_k_prepare(planes, panel, k0, KC):
-    w, dw, mw, sc, m = planes
+    w, dm, sm = planes
     q = scratch((KC // 4, 32), u32)
     scale = scratch((KC // 32, 32), f32)
     minimum = scratch((KC // 32, 32), f32)
     for step in range(KC // 256):
         base = k0 // 256 + step
-        dw32 = dw[panel, base, 0:32].to(f32)
-        mw32 = mw[panel, base, 0:32].to(f32)
+        dw32 = dm[panel, 2 * base, 0:32].to(f32)
+        mw32 = dm[panel, 2 * base + 1, 0:32].to(f32)
         for b in unroll(8):
-            scale[step * 8 + b, 0:32] = dw32 * sc[panel, base * 8 + b, 0:32].to(f32)
-            minimum[step * 8 + b, 0:32] = mw32 * m[panel, base * 8 + b, 0:32].to(f32)
+            scale[step * 8 + b, 0:32] = dw32 * sm[panel, base * 16 + 2 * b, 0:32].to(f32)
+            minimum[step * 8 + b, 0:32] = mw32 * sm[panel, base * 16 + 2 * b + 1, 0:32].to(f32)
         for pair in range(4):
             for j in unroll(8):
                 word = w[panel, base * 32 + pair * 8 + j, 0:32]
@@ -309,7 +309,7 @@ def _add_halves(acc, first, second, low_scale, high_scale, d, t, g, MT):
 def q6_k_decode(acc, q4, d, s, h, planes, panel, step):
     wl, wh, sc, dw = planes
     dw32 = dw[panel, step, 0:32].to(f32)
-    for half in unroll(2):
+    for half in range(2):
         for block in unroll(4):
             g = step * 8 + half * 4 + block
             first, second = _q6_halves(s, h, 0, g, 1)
