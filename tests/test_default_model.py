@@ -9,8 +9,10 @@ from importlib import resources
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
+import tilewright
 from tilewright import tokenizers
 from tilewright.formats.gguf import GGMLType, open_gguf
 
@@ -121,9 +123,75 @@ def test_it_has_learnt_the_language() -> None:
     assert 0 < bits < 1.6
 
 
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Natural logarithms of the probabilities, along the last axis."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
 def test_stated_loss_is_true(project: Path, assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights as stored reach the stated loss on the held-out text, in PyTorch."""
+    """The shipped weights, run by tilewright, reach the stated loss on the held-out text.
+
+    Not to the last digit: the statement is about float32 activations.
+    """
     pytest.importorskip("torch")
     script = training_script(project, monkeypatch)
-    nats, bits = script.evaluate_file(DEFAULT, assets / "text", "val")
-    assert (nats, bits) == pytest.approx(stated_figures(), abs=0.01)
+    _, held_out = script.load_documents(assets / "text")
+    model = tilewright.load(DEFAULT, threads=1)
+    tokens, _ = script.encode_documents(
+        lambda text: model.tokenizer.encode(text, add_special=False), held_out
+    )
+    losses = []
+    for x, y in script.windows(tokens, length=256, limit=64):
+        for ids, targets in zip(x.numpy(), y.numpy(), strict=True):
+            losses.append(-log_softmax(model.logits(ids))[np.arange(256), targets].mean())
+    nats = float(np.mean(losses))
+    assert nats == pytest.approx(stated_figures()[0], abs=0.01)
+    bits = script.bits_per_byte(nats, tokens, held_out)
+    assert bits == pytest.approx(stated_figures()[1], abs=0.01)
+
+
+def test_tilewright_computes_what_pytorch_does(
+    project: Path, assets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Next-token losses on held-out text, both from the stored weights.
+
+    tilewright rounds activations to 8 bits per 32 values, as llama.cpp does, so single logits move
+    by a few hundredths; the mean loss over 1,024 tokens hardly moves.
+    """
+    torch = pytest.importorskip("torch")
+    script = training_script(project, monkeypatch)
+    reference, tokenizer = script.load_gguf(DEFAULT)
+    _, held_out = script.load_documents(assets / "text")
+    model = tilewright.load(DEFAULT, threads=1)
+    losses = []
+    for document in held_out[:: len(held_out) // 4][:4]:
+        ids = tokenizer.encode(document)[:257]
+        with torch.no_grad():
+            wanted = torch.log_softmax(reference(torch.tensor([ids[:-1]]))[0], -1).numpy()
+        logits = model.logits(ids[:-1])
+        assert logits.shape == wanted.shape
+        got = log_softmax(logits)
+        assert np.abs(got - wanted).mean() < 0.05
+        rows = np.arange(len(ids) - 1)
+        losses.append((got[rows, ids[1:]].mean(), wanted[rows, ids[1:]].mean()))
+    got_loss, wanted_loss = np.mean(losses, 0)
+    assert got_loss == pytest.approx(wanted_loss, abs=0.01)
+
+
+def test_its_text_is_recognisably_language(assets: Path) -> None:
+    """Nearly all sampled words are words of the books it was trained on."""
+    books = "".join(
+        (assets / "text" / name).read_text("utf-8")
+        for name in ("war-and-peace.txt", "tinyshakespeare.txt")
+    )
+    known = set(re.findall(r"[a-z]+", books.lower()))
+    model = tilewright.load(DEFAULT, threads=1)
+    words: list[str] = []
+    for seed in range(4):
+        pieces = model.generate("The countess", max_tokens=100, temperature=0.8, seed=seed)
+        words += re.findall(r"[a-z]+", "".join(pieces).lower())[:-1]
+    assert len(words) > 100
+    assert len(set(words)) > 60, "it repeats itself"
+    unknown = [word for word in words if word not in known]
+    assert len(unknown) < 0.1 * len(words), unknown
