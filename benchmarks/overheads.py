@@ -21,21 +21,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.common import Spread, best_of, machine, spread, time_once, write_report
+from tilewright.lang import Array, program_id
+from tilewright.runtime.launch import kernel
+from tilewright.runtime.program import Launch, LaunchTable
+from tilewright.targets.cpu.pool import Pool
+from tilewright.targets.cpu.target import CPUTarget
 
 LAUNCHES = (1, 8, 64)
 PROMPT = "Once upon a time"
 
 
+@kernel
+def touch(y: Array):
+    """One store for each program."""
+    i = program_id(0)
+    y[i] = 1.0
+
+
 def empty_step(threads: int) -> dict[str, Spread]:
     """Seconds of running tables of 1, 8 and 64 trivial launches."""
-    import numpy as np
 
-    from tilewright.lang import Array, program_id
+    from tilewright.lang import program_id
     from tilewright.runtime.launch import kernel
-    from tilewright.runtime.program import Launch, LaunchTable
-    from tilewright.targets.cpu.pool import Pool
-    from tilewright.targets.cpu.target import CPUTarget
 
     @kernel
     def touch(y: Array):

@@ -64,7 +64,7 @@ class Shape:
 
 
 LLAMA = Shape()
-GPT2 = Shape(arch="gpt2", n_kv_heads=8, n_ff=1024)
+GPT2 = Shape(arch="gpt2", n_kv_heads=8)
 SHAPES = {
     "tinyllama": Shape(
         n_layers=22, n_embd=2048, n_heads=32, n_kv_heads=4, n_ff=5632, n_vocab=32000, n_ctx=2048
