@@ -306,13 +306,21 @@ def test_fma_is_rounded_once(dtype):
 
 
 def test_fma_double_rounding_cases():
-    # x*y + z lies a hair beside the midpoint of two f32: float64 alone rounds to the midpoint
-    x = np.float32([1 + 2.0**-12, 1 + 2.0**-12, 1.0])
-    y = np.float32([1 + 2.0**-12, -(1 + 2.0**-12), 2.0**-24])
-    z = np.float32([2.0**-80, -(2.0**-80), 1.0])
-    got = fused_multiply_add(by_name("f32"), x, y, z)
-    want = [_exact_fma(*v, "f32") for v in zip(x.tolist(), y.tolist(), z.tolist())]
-    np.testing.assert_array_equal(got, np.array(want))
+    # x*y + z lies a hair beside the midpoint of two f32, and float64 rounds it onto the midpoint
+    hair = 2.0**-15
+    x = np.float32([1 + hair, 1 + hair, 1 + hair, -1 - hair, 1.0])
+    y = np.float32([(1 - hair) * 2.0**-24] * 4 + [2.0**-24])
+    z = np.float32([1 + 2.0**-23, 1.0, -1 - 2.0**-23, -1 - 2.0**-23, 1.0])
+    for shift in (0, -100, 100, -126):
+        scale = np.float32(2.0) ** np.float32(shift)
+        got = fused_multiply_add(by_name("f32"), x, y * scale, z * scale)
+        want = [
+            _exact_fma(*v, "f32") for v in zip(*(a.tolist() for a in (x, y * scale, z * scale)))
+        ]
+        np.testing.assert_array_equal(got, np.array(want))
+        if shift == 0:
+            wide = x.astype("f8") * y + z
+            assert (wide.astype("f4") != got).any()  # what a sum in float64 gets wrong
 
 
 @given(st.tuples(*[st.floats(width=32)] * 3))

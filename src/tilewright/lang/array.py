@@ -138,6 +138,8 @@ class Array:
             f"{describe(self)} is memory, not a tile: read a window of it, x[i : i + N]"
         )
 
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _no_arithmetic
+    __hash__ = object.__hash__
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _no_arithmetic
     __truediv__ = __rtruediv__ = __floordiv__ = __mod__ = __neg__ = _no_arithmetic
 

@@ -66,7 +66,17 @@ from tilewright.lang.reductions import (
     prod,
     sum,
 )
-from tilewright.lang.tile import Tile, as_dtype, as_tile, cast, constant, describe, fold, is_number
+from tilewright.lang.tile import (
+    Tile,
+    as_dtype,
+    as_tile,
+    cast,
+    constant,
+    describe,
+    fold,
+    is_number,
+    representable,
+)
 
 __all__ = [
     "PYTHON_NAMES",
@@ -281,7 +291,7 @@ def load(window: Tile, fill: Any = 0) -> Tile:
         raise KernelError(f"fill must be a compile-time number, got {describe(fill)}")
     if isinstance(value, float) and not window.dtype.is_float:
         raise KernelError(f"fill {value!r} is not a value of {window.dtype}")
-    return current().reload(window, value)
+    return current().reload(window, representable(value, window.dtype))
 
 
 PYTHON_NAMES: Final[dict[str, Any]] = {

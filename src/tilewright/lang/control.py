@@ -61,6 +61,8 @@ class Control(Expressions):
         for block, values in zip(blocks, ends):
             with self.tracer.inside(block):
                 self.tracer.finish(values)
+        if not ends[0] and not any(len(block.ops) > 1 for block in blocks):
+            return [plan([]) for plan in plans]  # nothing but two empty yields
         self.here(node)
         types_ = [v.type for v in ends[0]]
         op = self.tracer.builder.emit("if", (flag.data,), types_, tuple(blocks))

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tilewright.dtypes import DType, bf16, boolean, f64, from_float32, to_float32
+from tilewright.dtypes import DType, bf16, boolean, f32, f64, from_float32, to_float32
 from tilewright.lang.ir import TileType
 
 __all__ = ["compute_dtype", "convert", "evaluate", "full", "fused_multiply_add", "round_to"]
@@ -72,9 +72,19 @@ def fused_multiply_add(dtype: DType, x: np.ndarray, y: np.ndarray, z: np.ndarray
     if dtype is f64:
         return _fma_f64(*(np.array(v) for v in np.broadcast_arrays(x, y, z)))
     product = np.asarray(x.astype(np.float64) * y)  # exact: at most 48 significant bits
-    total, error = _two_sum(product, z.astype(np.float64))
-    total = np.asarray(total)
+    wide = z.astype(np.float64)
+    total = np.asarray(product + wide)
+    if dtype is f32 and not _near_midpoint(total):
+        return np.asarray(total.astype(np.float32))
+    _, error = _two_sum(product, wide)
     return round_to(dtype, _to_odd(total, np.asarray(error)))
+
+
+def _near_midpoint(x: np.ndarray) -> bool:
+    """Whether rounding any float64 of ``x`` to f32 might meet a tie, or an f32 subnormal."""
+    dropped = x.view(np.uint64) & np.uint64(0x1FFFFFFF)
+    tie = dropped == np.uint64(0x10000000)
+    return bool((tie | ((np.abs(x) < 2.0**-125) & (x != 0))).any())
 
 
 def _fma_f64(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:

@@ -131,7 +131,7 @@ def _array_type(dtype: DType, ndim: int, unit: bool) -> ArrayType:
 def array_type(value: Any, name: str) -> ArrayType:
     """The default typing of an array argument: sizes at run time, unit last stride if it is 1.
 
-    A buffer marked ``fixed`` gives its strides and all sizes but the first at compile time.
+    A buffer's axes from ``buffer.fixed`` on have compile-time sizes and strides.
     """
     if isinstance(value, ArrayType):
         return value
@@ -155,8 +155,10 @@ def array_type(value: Any, name: str) -> ArrayType:
     dtype_ = getattr(value, "dtype", None)
     if isinstance(dtype_, DType) and hasattr(value, "strides"):
         shape, strides = value.shape, value.strides
-        if getattr(value, "fixed", False):
-            return ArrayType(dtype_, (None, *shape[1:]), tuple(strides))
+        first = getattr(value, "fixed", None)
+        if first is not None:
+            free = (None,) * first
+            return ArrayType(dtype_, (*free, *shape[first:]), (*free, *strides[first:]))
         unit = bool(strides) and (strides[-1] == 1 or shape[-1] <= 1)
         return _array_type(dtype_, len(shape), unit)
     raise KernelError(
@@ -336,7 +338,9 @@ class KernelFunction:
         """``kernel.interpret(grid)(*args, **consts)`` runs the kernel as plain Python over NumPy.
 
         Arrays are written in place, as by a launch; ``print`` and ``breakpoint`` work inside. The
-        kernel is parsed first, so that what a target would refuse is refused here too.
+        kernel is parsed first, so that what a target would refuse is refused here too. One thing
+        differs: a variable that starts as a Python integer stays one here for as long as only
+        Python integers meet it, where a target makes it an i64 scalar.
         """
         sizes = normalise_grid(grid)
 
@@ -448,10 +452,15 @@ def normalise_grid(grid: int | tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _host_array(value: Any, type_: ArrayType, name: str) -> Array:
+    """The memory of an array argument, checked against what ``type_`` says of its shape."""
     if isinstance(value, np.ndarray):
         memory = value
     elif hasattr(value, "numpy"):
         memory = value.numpy()
     else:
         raise KernelError(f"argument {name!r}: the interpreter wants an array with memory")
+    if memory.ndim != type_.ndim or any(
+        n is not None and n != size for n, size in zip(type_.shape, memory.shape)
+    ):
+        raise KernelError(f"argument {name!r}: wanted {type_}, got an array of {memory.shape}")
     return Array(memory, type_, name)

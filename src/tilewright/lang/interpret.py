@@ -170,6 +170,22 @@ def _addresses(
     return tuple(places), inside
 
 
+def _plain(
+    shape: tuple[int, ...], axes: Sequence[Axis], index: Sequence[np.ndarray]
+) -> tuple[int | slice, ...] | None:
+    """Addresses as ints and slices, when nothing is gathered and everything lies inside."""
+    out: list[int | slice] = []
+    for axis, values, size in zip(axes, index, shape):
+        if isinstance(axis, Gather):
+            return None
+        start = int(values)
+        last = start + (axis.length - 1) * axis.step if isinstance(axis, Window) else start
+        if start < 0 or last >= size:
+            return None
+        out.append(slice(start, last + 1, axis.step) if isinstance(axis, Window) else start)
+    return tuple(out)
+
+
 def load(
     memory: np.ndarray,
     dtype: DType,
@@ -178,6 +194,10 @@ def load(
     fill: bool | int | float,
 ) -> np.ndarray:
     """The elements that ``axes`` and ``index`` name; ``fill`` where they lie outside."""
+    plain = _plain(memory.shape, axes, index)
+    if plain is not None:
+        raw = np.array(memory[plain])
+        return to_float32(raw) if dtype is bf16 else raw
     places, inside = _addresses(memory.shape, axes, index)
     if inside is True:
         raw = np.array(memory[places])
@@ -200,12 +220,13 @@ def store(
     """Write ``value`` where it lies inside, in row-major order: the last write to a place wins."""
     if not memory.size:
         return
-    places, inside = _addresses(memory.shape, axes, index)
-    shape = np.broadcast_shapes(*(p.shape for p in places)) if places else ()
-    raw = np.broadcast_to(from_float32(value) if dtype is bf16 else value, shape)
-    if not places:
-        memory[()] = raw
+    plain = _plain(memory.shape, axes, index)
+    if plain is not None:
+        memory[plain] = from_float32(value) if dtype is bf16 else value
         return
+    places, inside = _addresses(memory.shape, axes, index)
+    shape = np.broadcast_shapes(*(p.shape for p in places))
+    raw = np.broadcast_to(from_float32(value) if dtype is bf16 else value, shape)
     flat = [np.broadcast_to(p, shape).reshape(-1) for p in places]
     values = raw.reshape(-1)
     if inside is not True:

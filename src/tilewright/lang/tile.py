@@ -40,6 +40,7 @@ __all__ = [
     "is_number",
     "negative",
     "power",
+    "representable",
     "round_float",
     "ternary",
     "unary",
@@ -282,7 +283,7 @@ def describe(x: object) -> str:
 
 
 def as_dtype(dtype: Any) -> DType:
-    """A :class:`DType` from itself, from Python's ``bool`` or from a NumPy dtype."""
+    """A :class:`DType` from itself, or from Python's ``bool``."""
     if isinstance(dtype, DType):
         return dtype
     if dtype is bool:
@@ -314,10 +315,11 @@ def common_dtype(values: Sequence[Any]) -> DType:
 
 def constant(value: Any, dtype: DType, shape: tuple[int, ...] = (), *, bits: bool = False) -> Tile:
     """A weak number as a tile of ``dtype``; ``bits`` lets 0xFF stand for -1 in an i8 mask."""
-    return current().constant(_representable(value, dtype, bits), dtype, shape)
+    return current().constant(representable(value, dtype, bits), dtype, shape)
 
 
-def _representable(value: Any, dtype: DType, bits: bool) -> Number:
+def representable(value: Any, dtype: DType, bits: bool = False) -> Number:
+    """``value`` as a Python number that ``dtype`` holds exactly; floats are rounded to it."""
     if isinstance(value, np.generic):
         value = value.item()
     if dtype is boolean:
