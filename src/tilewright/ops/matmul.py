@@ -6,6 +6,7 @@ rounding is the accumulator's. Partial sums that wait in memory between chunks o
 """
 
 # mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-incomplete-defs=False
+# mypy: disable-error-code="valid-type,call-overload"
 # (the bodies of kernels and inline functions are checked by the kernel language)
 
 from __future__ import annotations
@@ -28,16 +29,15 @@ from tilewright.lang import (
     fma,
     program_id,
     scratch,
-    unroll,
     zeros,
 )
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.packed import PANEL, PackedMatrix
 from tilewright.ops.quantized import FORMATS, QuantizedRows, no_epilogue, quantized_matmul_calls
-from tilewright.runtime.buffers import Buffer, empty
+from tilewright.runtime.buffers import Buffer, empty, from_array
 from tilewright.runtime.launch import kernel
 
-__all__ = ["float_matmul_calls", "matmul", "matmul_calls", "matmul_reference"]
+__all__ = ["array_matmul_calls", "float_matmul_calls", "matmul", "matmul_calls", "matmul_reference"]
 
 _CHUNK = 256
 _TILE = 8
@@ -168,55 +168,56 @@ def matmul_calls(
 
 _ROWS = 8
 _BLOCK_ROWS = 256
-_BLOCK_K = 128
+_MAX_BLOCK_K = 256
 
 
 @kernel
-def pack_columns(b: Array, packed: Array):
-    """b (K, N) -> packed (N/32, K, 32), zeros past N; one panel per program."""
+def pack_columns(b: Array, packed: Array, KC: Const):
+    """b (K, N) -> packed (chunks, panels, KC, 32), zeros outside; one piece per program."""
+    chunk = program_id(1)
     panel = program_id(0)
-    for k in range(b.shape[0]):
-        packed[panel, k, 0:32] = b[k, panel * 32 : panel * 32 + 32]
+    for k in range(KC):
+        packed[chunk, panel, k, 0:32] = b[chunk * KC + k, panel * 32 : panel * 32 + 32]
 
 
 @kernel
-def pack_rows(a: Array, packed: Array):
-    """a (M, K) -> packed (M/8, K, 8), zeros past M; eight rows per program."""
+def pack_rows(a: Array, packed: Array, KC: Const):
+    """a (M, K) -> packed (chunks, tiles, KC, 8), zeros outside; eight rows' chunk per program."""
+    chunk = program_id(1)
     i = program_id(0)
-    for k in range(0, a.shape[1], 16):
-        block = a[i * 8 : i * 8 + 8, k : k + 16]
-        packed[i, k : k + 16, 0:8] = block.T
+    for k in range(0, KC, 16):
+        block = a[i * 8 : i * 8 + 8, chunk * KC + k : chunk * KC + k + 16]
+        packed[chunk, i, k : k + 16, 0:8] = block.T
 
 
 @kernel
 def packed_matmul(a: Array, b: Array, y: Array, MC: Const, KC: Const):
-    """y (M, N) from packed rows a (M/8, K, 8) and packed columns b (N/32, K, 32).
+    """y (M, N) from a (chunks, tiles, 8, KC), k-major in memory, and b (chunks, panels, KC, 32).
 
-    A program makes MC rows of a panel; its sums wait in scratch between chunks of KC.
+    A program makes MC rows of a panel; its sums wait in scratch between chunks of k.
     """
     panel = program_id(0)
-    tile0 = program_id(1) * (MC // 8)
-    tiles = tl.minimum(MC // 8, a.shape[0] - tile0)
+    first = program_id(1) * (MC // 8)
+    count = tl.minimum(MC // 8, a.shape[1] - first)
     sums = scratch((MC, 32), f32)
-    for i in range(tiles):
-        for r in unroll(8):
-            sums[i * 8 + r, 0:32] = zeros((32,), f32)
-    for k0 in range(0, a.shape[1], KC):
-        for i in range(tiles):
+    for r in range(MC):
+        sums[r, 0:32] = zeros((32,), f32)
+    for chunk in range(a.shape[0]):
+        for i in range(count):
+            left = a[chunk, first + i, 0:8, 0:KC]
+            right = b[chunk, panel, 0:KC, 0:32]
             acc = sums[i * 8 : i * 8 + 8, 0:32]
-            left = a[tile0 + i, k0 : k0 + KC, 0:8].T
-            acc = dot(left, b[panel, k0 : k0 + KC, 0:32], acc)
-            sums[i * 8 : i * 8 + 8, 0:32] = acc
-    for i in range(tiles):
-        row = (tile0 + i) * 8
+            sums[i * 8 : i * 8 + 8, 0:32] = dot(left, right, acc)
+    for i in range(count):
+        row = (first + i) * 8
         y[row : row + 8, panel * 32 : panel * 32 + 32] = sums[i * 8 : i * 8 + 8, 0:32]
 
 
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """``a @ b`` for float32 matrices (M, K) and (K, N), on all threads.
 
-    Both are packed first (a K-major copy of each), so any strides are fine. ``out`` (M, N) float32,
-    rows contiguous, is written and returned when given.
+    Both are packed first (a K-major copy of each), so any strides are fine. ``out`` (M, N) float32
+    is written and returned when given; it must not overlap ``a`` or ``b``.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ShapeError(f"matmul: a {a.shape} and b {b.shape} do not fit: wants (M, K) and (K, N)")
@@ -230,14 +231,28 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
     if 0 in (m, n, k):
         out[...] = 0
         return out
-    kp = -(-k // _BLOCK_K) * _BLOCK_K
-    columns = empty(f32, (-(-n // PANEL), kp, PANEL))
-    rows = empty(f32, (-(-m // _ROWS), kp, _ROWS))
-    if kp != k:
-        columns.numpy()[:, k:] = 0
-        rows.numpy()[:, k:] = 0
-    pack_columns[(columns.shape[0],)](b, columns)
-    pack_rows[(rows.shape[0],)](a, rows)
-    grid = (columns.shape[0], -(-m // _BLOCK_ROWS))
-    packed_matmul[grid](rows, columns, out, MC=_BLOCK_ROWS, KC=_BLOCK_K)
+    for call in array_matmul_calls(from_array(a), from_array(b), from_array(out)):
+        call.kernel[call.grid](*call.args, **call.consts)
     return out
+
+
+def array_matmul_calls(a: Buffer, b: Buffer, y: Buffer) -> list[KernelCall]:
+    """``y = a @ b``: a (M, K), b (K, N), y (M, N), f32, none of them empty."""
+    (m, k), n = a.shape, b.shape[1]
+    tiles, panels, chunks = -(-m // _ROWS), -(-n // PANEL), -(-k // _MAX_BLOCK_K)
+    block_k = -(-k // (16 * chunks)) * 16  # even chunks, so that little of the last is padding
+    columns = empty(f32, (chunks, panels, block_k, PANEL)).fix(2)
+    rows = empty(f32, (chunks, tiles, block_k, _ROWS)).fix(2)
+    shape = (chunks, tiles, _ROWS, block_k)
+    by_row = rows.view(shape, (*rows.strides[:2], 1, _ROWS)).fix(2)
+    piece = {"KC": block_k}
+    return [
+        KernelCall(pack_columns, (panels, chunks), (b, columns), piece),
+        KernelCall(pack_rows, (tiles, chunks), (a, rows), piece),
+        KernelCall(
+            packed_matmul,
+            (panels, -(-m // _BLOCK_ROWS)),
+            (by_row, columns, y),
+            {"MC": _BLOCK_ROWS, "KC": block_k},
+        ),
+    ]

@@ -27,8 +27,9 @@ class Buffer:
         strides: distances between neighbours along each axis, in elements.
         pointer: address of the element at index 0, 0, ...
         owner: what keeps the memory alive.
-        fixed: kernels are specialised for its strides and for all its sizes but the first (packed
-            weights, caches), which saves them address arithmetic and bounds checks.
+        fixed: sizes and strides of the axes from this one on are the same in every use (packed
+            weights, caches): kernels are specialised for them, which saves address arithmetic
+            and bounds checks. ``None``: only for a unit stride of the last axis.
     """
 
     dtype: DType
@@ -36,7 +37,7 @@ class Buffer:
     strides: tuple[int, ...]
     pointer: int
     owner: Any = field(default=None, repr=False)
-    fixed: bool = False
+    fixed: int | None = None
 
     @property
     def ndim(self) -> int:
@@ -52,9 +53,9 @@ class Buffer:
         """Bytes of its elements, padding not counted."""
         return self.size * self.dtype.nbytes
 
-    def fix(self) -> Buffer:
-        """The same buffer, for which kernels are specialised; see ``fixed``."""
-        return replace(self, fixed=True)
+    def fix(self, first: int = 1) -> Buffer:
+        """The same buffer, its axes from ``first`` on ``fixed``."""
+        return replace(self, fixed=first)
 
     def numpy(self) -> np.ndarray:
         """The same memory as an ndarray (bf16 as uint16); it keeps the memory alive."""

@@ -165,8 +165,9 @@ def _token(kind: str, value: Any) -> Any:
             return value.dtype, len(strides), unit
         if hasattr(value, "pointer"):
             strides = value.strides
-            if getattr(value, "fixed", False):
-                return value.dtype, value.shape[1:], strides
+            first = getattr(value, "fixed", None)
+            if first is not None:
+                return value.dtype, first, value.shape[first:], strides[first:]
             unit = bool(strides) and (strides[-1] == 1 or value.shape[-1] <= 1)
             return value.dtype, len(strides), unit
         return value
