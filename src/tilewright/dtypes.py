@@ -111,7 +111,8 @@ def promote(a: DType, b: DType) -> DType:
 
     Equal dtypes stay. A float wins over any integer or bool and keeps its width (an index times an
     f32 is an f32, as in Triton and unlike NumPy's float64). Two floats give the wider; f16 with
-    bf16 gives f32. Two integers give the wider; of the same width, unsigned wins. Bool is narrowest.
+    bf16 gives f32. Two integers give the wider; of the same width, unsigned wins. Bool is
+    narrowest.
     """
     if a is b:
         return a

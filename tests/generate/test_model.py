@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.reference import builders
 
 import tilewright
-from tests.reference import builders
 from tilewright.errors import (
     ContextLengthError,
     FormatError,

@@ -9,16 +9,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.reference import builders, forward
 
 import tilewright
-from tests.reference import builders, forward
 from tilewright.generate.engine import Work
 from tilewright.generate.model import Model
 
 IDS = [1, 17, 100, 3, 250, 77, 5, 9, 42, 42, 8, 120]
 FLOAT = ("f32", "f16", "bf16")
 QUANTISED = (
-    "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl",
+    "q4_0",
+    "q4_1",
+    "q5_0",
+    "q5_1",
+    "q8_0",
+    "q2_k",
+    "q3_k",
+    "q4_k",
+    "q5_k",
+    "q6_k",
+    "iq4_nl",
 )
 WRITERS = {"llama": builders.write_llama, "gpt2": builders.write_gpt2}
 

@@ -48,6 +48,7 @@ def merge_matmuls(graph: Graph) -> Graph:
             weight = StackedWeight(tuple(w.attrs["weight"] for w in weights))
             leaf = weight_node(weight.name, weight.shape, weights[0].dtype, weight)
             stacked[id(members)] = make("matmul", inputs[0], leaf, name=weight.name)
-        start = sum(m.inputs[1].shape[0] for m in members[: members.index(node)])
-        new[node] = columns(stacked[id(members)], start, start + node.inputs[1].shape[0])
+        rows = [m.inputs[1].attrs["weight"].shape[0] for m in members]
+        start = sum(rows[: members.index(node)])
+        new[node] = columns(stacked[id(members)], start, start + rows[members.index(node)])
     return Graph({name: new[node] for name, node in graph.outputs.items()})

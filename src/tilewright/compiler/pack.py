@@ -7,12 +7,13 @@ at no time is more than a chunk of a tensor in memory twice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from tilewright.graph import Graph, Node
+from tilewright.graph import Graph, Node, upper_bound
 from tilewright.ops import table
 from tilewright.ops.packed import block_layout, pack, raw_rows
 from tilewright.ops.weights import FileWeight
@@ -39,7 +40,7 @@ def weight_bytes(graph: Graph) -> int:
     for node, form in _wanted(graph):
         weight = node.attrs["weight"]
         if isinstance(weight, np.ndarray) or form == "vector":
-            total += int(np.prod(node.shape)) * 4
+            total += math.prod(upper_bound(node.shape)) * 4
         else:
             block, block_bytes = block_layout(weight.type)
             total += weight.shape[0] * weight.shape[1] // block * block_bytes

@@ -7,6 +7,7 @@ live on between runs, outputs are read in place afterwards.
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +34,7 @@ class Program:
     Attributes:
         graph: after all passes; ``print(program.graph)`` shows it.
         inputs, states, outputs: buffers by name, at their largest shapes.
+        compile_seconds: spent so far on getting kernels, from the cache or compiled.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Program:
         self.target = target
         self.pool = pool
         self.order = graph.nodes()
+        self.compile_seconds = 0.0
         self.inputs: dict[str, Buffer] = {}
         self.states: dict[str, Buffer] = {}
         for node in self.order:
@@ -71,7 +74,9 @@ class Program:
     def bind(self, dims: Mapping[str, int]) -> LaunchTable:
         """The launch table for these sizes; kernels that are missing are compiled together."""
         calls = [c for c in kernel_calls(self, dims) if all(c.grid)]
+        start = time.perf_counter()
         self.target.compile_many([(c.kernel, c.kernel.signature(c.args, c.consts)) for c in calls])
+        self.compile_seconds += time.perf_counter() - start
         return LaunchTable([self._launch(c) for c in calls])
 
     def matrices(self) -> list[Any]:

@@ -10,6 +10,7 @@ and each statistic its own order, so a fused group gives the same bits as its op
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from tilewright.compiler.source import unique_name
 from tilewright.dtypes import f32
@@ -162,7 +163,7 @@ def _emit(group: _Group, needed: set[Node], new: dict[Node, Node]) -> None:
         "+".join(m.op for m in group.members),
     )
     for i, out in enumerate(outputs):
-        attrs = {"index": i}
+        attrs: dict[str, Any] = {"index": i}
         if out.op == "quantize_rows":
             attrs["k"] = group.shape[1]
         new[out] = Node("result", (fused,), out.shape, out.dtype, attrs, out.name)

@@ -20,7 +20,7 @@ def attention(
     head_dim). The step's keys and values are written to the cache first. Returns (T, n_heads *
     head_dim).
     """
-    n_heads, kv_heads, head_dim = heads
+    _, kv_heads, head_dim = heads
     keys, values = step.cache(layer, kv_heads, head_dim)
     if step.rope is not None:
         cos, sin = step.rope_tables

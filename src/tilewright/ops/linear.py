@@ -68,11 +68,11 @@ def _quantize_reference(x: np.ndarray) -> np.ndarray:
     """The values that survive: float32 (tokens, k)."""
     q, d, _, _ = quantize_reference(x)
     blocks = q.reshape(x.shape[0], -1, 32).astype(np.float32) * d[:, :, None]
-    return blocks.reshape(x.shape)  # type: ignore[no-any-return]
+    return blocks.reshape(x.shape)
 
 
 def _wrap(node: Node, buffer: Any) -> Any:
-    width = node.attrs.get("k") if node.op == "result" else node.inputs[0].shape[1]
+    width: Any = node.attrs.get("k") if node.op == "result" else node.inputs[0].shape[1]
     return buffer if width is None else QuantizedRows(buffer, width)
 
 

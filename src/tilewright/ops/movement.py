@@ -1,5 +1,7 @@
 """Views and row gathers."""
 
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

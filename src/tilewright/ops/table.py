@@ -1,9 +1,9 @@
 """The op table: one entry per op, in the file of its family.
 
-An entry says what the op's result looks like (``infer``), what it means (``reference``, NumPy), and
-how a target runs it: an elementwise ``expression``, row statistics (norms), a view, or kernel calls.
-``make`` builds a checked node; ``evaluate`` runs a whole graph by the references alone, which is the
-oracle that compiled programs are tested against.
+An entry says what the op's result looks like (``infer``), what it means (``reference``, NumPy),
+and how a target runs it: an elementwise ``expression``, row statistics (norms), a view, or kernel
+calls. ``make`` builds a checked node; ``evaluate`` runs a whole graph by the references alone,
+which is the oracle that compiled programs are tested against.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class RowStat:
     """One reduction over a row of x, as kernel source.
 
     ``update`` folds a block into the accumulator tile: it may name ``{x}`` (the block), ``{acc}``
-    and earlier statistics ``{s0}``, ``{s1}``...; ``finish`` turns the accumulator into a scalar and
-    may name ``{acc}``, ``{n}`` (the row's length) and the op's attributes. ``centred`` says that the
-    block is not zero beyond the row's end and has to be masked.
+    and earlier statistics ``{s0}``, ``{s1}``...; ``finish`` turns the accumulator into a scalar
+    and may name ``{acc}``, ``{n}`` (the row's length) and the op's attributes. ``centred`` says
+    that the block is not zero beyond the row's end and has to be masked.
     """
 
     update: str
