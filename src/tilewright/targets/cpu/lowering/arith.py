@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tilewright.dtypes import DType, bf16, boolean, f16, f32, f64, i32, i64
+from tilewright.dtypes import DType, bf16, boolean, f16, f32, f64, i64
 from tilewright.lang import ir
 from tilewright.targets.cpu.lowering import half
 from tilewright.targets.cpu.lowering.context import Context, Handler, elementwise, refuse
 from tilewright.targets.cpu.lowering.emit import literal, reg_type, vec
+from tilewright.targets.cpu.lowering.tile import Tile
 
-__all__ = ["HANDLERS", "binary", "cast_value", "fma_value"]
+__all__ = ["HANDLERS", "binary", "cast_tile", "cast_value", "fma_value"]
 
 _COMPARE_FLOAT = {"lt": "olt", "le": "ole", "gt": "ogt", "ge": "oge", "eq": "oeq", "ne": "une"}
 
@@ -82,8 +83,6 @@ def _float_binary(ctx: Context, name: str, dtype: DType, x: str, y: str, width: 
         best = em.op(f"select {flag} {better}, {type} {x}, {type} {y}")
         nan = em.op(f"fcmp uno {type} {x}, {x}")
         return em.op(f"select {flag} {nan}, {type} {x}, {type} {best}")
-    if name in ("floordiv", "mod"):
-        return _float_divmod(ctx, name, dtype, x, y, width)
     if name == "pow":
         from tilewright.targets.cpu.lowering import mathlib
 
@@ -91,58 +90,9 @@ def _float_binary(ctx: Context, name: str, dtype: DType, x: str, y: str, width: 
     raise KeyError(name)
 
 
-def _float_divmod(ctx: Context, name: str, dtype: DType, x: str, y: str, width: int) -> str:
-    """Python's floored division and its remainder, as NumPy computes them."""
-    em = ctx.em
-    type, flag = vec(reg_type(dtype), width), vec("i1", width)
-    stem = reg_type(dtype)
-    zero = splat_of(0.0, dtype, width)
-    one = splat_of(1.0, dtype, width)
-    mod = _fmod(ctx, dtype, x, y, width)
-    nonzero = em.op(f"fcmp une {type} {mod}, {zero}")
-    below_y = em.op(f"fcmp olt {type} {y}, {zero}")
-    below_m = em.op(f"fcmp olt {type} {mod}, {zero}")
-    differs = em.op(f"xor {flag} {below_y}, {below_m}")
-    fix = em.op(f"and {flag} {nonzero}, {differs}")
-    fixed = em.op(f"fadd {type} {mod}, {y}")
-    mod2 = em.op(f"select {flag} {fix}, {type} {fixed}, {type} {mod}")
-    signed_zero = em.intrinsic("copysign", stem, width, zero, y)
-    rest = em.op(f"select {flag} {nonzero}, {type} {mod2}, {type} {signed_zero}")
-    if name == "mod":
-        return rest
-    difference = em.op(f"fsub {type} {x}, {mod}")
-    quotient = em.op(f"fdiv {type} {difference}, {y}")
-    lower = em.op(f"fsub {type} {quotient}, {one}")
-    quotient = em.op(f"select {flag} {fix}, {type} {lower}, {type} {quotient}")
-    floor = em.intrinsic("floor", stem, width, quotient)
-    gap = em.op(f"fsub {type} {quotient}, {floor}")
-    up = em.op(f"fcmp ogt {type} {gap}, {splat_of(0.5, dtype, width)}")
-    upper = em.op(f"fadd {type} {floor}, {one}")
-    whole = em.op(f"select {flag} {up}, {type} {upper}, {type} {floor}")
-    ratio = em.op(f"fdiv {type} {x}, {y}")
-    signed = em.intrinsic("copysign", stem, width, zero, ratio)
-    some = em.op(f"fcmp une {type} {quotient}, {zero}")
-    out = em.op(f"select {flag} {some}, {type} {whole}, {type} {signed}")
-    by_zero = em.op(f"fcmp oeq {type} {y}, {zero}")
-    return em.op(f"select {flag} {by_zero}, {type} {ratio}, {type} {out}")
-
-
-def _fmod(ctx: Context, dtype: DType, x: str, y: str, width: int) -> str:
-    """The exact remainder with the sign of ``x``: the C library's, lane by lane."""
-    em = ctx.em
-    element = reg_type(dtype)
-    name = "fmodf" if dtype is f32 else "fmod"
-    lanes = []
-    for lane in range(width):
-        a = em.extract(element, x, width, lane)
-        b = em.extract(element, y, width, lane)
-        lanes.append(em.call(name, element, [(element, a), (element, b)]))
-    return em.pack(element, lanes)
-
-
 def _bool_binary(ctx: Context, name: str, x: str, y: str, width: int) -> str:
-    op = {"add": "or", "max": "or", "or": "or", "mul": "and", "min": "and", "and": "and"}
-    return ctx.em.op(f"{op.get(name, 'xor')} {vec('i1', width)} {x}, {y}")
+    op = {"max": "or", "min": "and"}.get(name, name)
+    return ctx.em.op(f"{op} {vec('i1', width)} {x}, {y}")
 
 
 def _int_binary(ctx: Context, name: str, dtype: DType, x: str, y: str, width: int) -> str:
@@ -168,10 +118,6 @@ def _int_binary(ctx: Context, name: str, dtype: DType, x: str, y: str, width: in
         return em.op(f"select {flag} {inside}, {type} {shifted}, {type} {zero}")
     if name in ("floordiv", "mod"):
         return _int_divmod(ctx, name, dtype, x, y, width)
-    if name == "pow":
-        from tilewright.targets.cpu.lowering import mathlib
-
-        return mathlib.call(ctx, "ipow", dtype, width, x, y)
     raise KeyError(name)
 
 
@@ -228,9 +174,6 @@ def fma_value(ctx: Context, dtype: DType, x: str, y: str, z: str, width: int) ->
     element = reg_type(dtype)
     type = vec(element, width)
     if not dtype.is_float:
-        if dtype is boolean:
-            product = em.op(f"and {type} {x}, {y}")
-            return em.op(f"or {type} {product}, {z}")
         product = em.op(f"mul {type} {x}, {y}")
         return em.op(f"add {type} {product}, {z}")
     if dtype in (f16, bf16):
@@ -262,6 +205,9 @@ def cast_value(ctx: Context, source: DType, target: DType, value: str, width: in
     if target in (f16, bf16):
         if source is f64:
             return half.from_f64(ctx, target, value, width)
+        if target is bf16 and source.is_integer and source.bits > 16:
+            # Through f64 so that it rounds once; f16's range is too small to notice.
+            return half.from_f64(ctx, target, _exact_f64(ctx, source, value, width), width)
         return narrow(ctx, target, cast_value(ctx, source, f32, value, width), width)
     if target is boolean:
         zero = splat_of(0, source, width)
@@ -280,6 +226,31 @@ def cast_value(ctx: Context, source: DType, target: DType, value: str, width: in
         op = "sext" if source.kind == "i" else "zext"
         return em.op(f"{op} {have} {value} to {want}")
     return em.op(f"trunc {have} {value} to {want}")
+
+
+def _exact_f64(ctx: Context, source: DType, value: str, width: int) -> str:
+    """An integer as f64; bits that do not fit are replaced by one sticky bit below them."""
+    em = ctx.em
+    have, flag = vec(reg_type(source), width), vec("i1", width)
+    if source.bits == 64:
+        dropped = em.op(f"and {have} {value}, {splat_of(0xFFF, source, width)}")
+        any_dropped = em.op(f"icmp ne {have} {dropped}, {splat_of(0, source, width)}")
+        kept = em.op(f"and {have} {value}, {splat_of(-0x1000, source, width)}")
+        sticky = em.op(f"or {have} {kept}, {splat_of(0x800, source, width)}")
+        sticky = em.op(f"select {flag} {any_dropped}, {have} {sticky}, {have} {kept}")
+        # Only where 2^52 and more in size: below, every bit fits.
+        high = em.op(
+            f"{'ashr' if source.is_signed else 'lshr'} {have} {value}, "
+            f"{splat_of(52, source, width)}"
+        )
+        shifted = em.op(
+            f"add {have} {high}, {splat_of(1 if source.is_signed else 0, source, width)}"
+        )
+        limit = splat_of(1 if source.is_signed else 0, source, width)
+        large = em.op(f"icmp ugt {have} {shifted}, {limit}")
+        value = em.op(f"select {flag} {large}, {have} {sticky}, {have} {value}")
+    op = "sitofp" if source.is_signed else "uitofp"
+    return em.op(f"{op} {have} {value} to {vec('double', width)}")
 
 
 def _float_to_int(ctx: Context, source: DType, target: DType, value: str, width: int) -> str:
@@ -302,6 +273,18 @@ def _float_to_int(ctx: Context, source: DType, target: DType, value: str, width:
     suffix = "" if width == 1 else f"v{width}"
     name = f"llvm.fpto{sign}i.sat.{suffix}{reg_type(target)}.{suffix}{source.name}"
     return em.call(name, want, [(have, value)])
+
+
+def cast_tile(ctx: Context, source: Tile, dtype: DType) -> Tile:
+    """Every chunk of ``source`` as ``dtype``."""
+    if source.dtype is dtype:
+        return source
+    n = len(source.widths)
+    vals = [
+        cast_value(ctx, source.dtype, dtype, v, source.widths[i % n])
+        for i, v in enumerate(source.vals)
+    ]
+    return Tile(dtype, source.shape, source.width, vals)
 
 
 # --- handlers ---
@@ -361,5 +344,3 @@ HANDLERS: dict[str, Handler] = {
     "cast": _cast,
     "bitcast": _bitcast,
 }
-
-_ = i32

@@ -89,20 +89,17 @@ def _for(ctx: Context, op: ir.Op) -> None:
         initial += aligned(em, ctx.tile(value), arg.shape, ctx.width(arg))
     head, done = em.label("loop"), em.label("done")
     before = em.block
-    literal_step = int(step) if is_literal(step) else None
-    up = None
-    if literal_step is None:
-        up = em.op(f"icmp sgt i64 {step}, 0")
     known = (
-        is_literal(lo)
-        and is_literal(hi)
-        and literal_step is not None
-        and (int(lo) < int(hi) if literal_step > 0 else int(lo) > int(hi) and literal_step < 0)
-    )
+        is_literal(lo) and is_literal(hi) and is_literal(step) and int(lo) < int(hi)
+        and int(step) > 0
+    )  # fmt: skip
+    forward = None if is_literal(step) else em.op(f"icmp sgt i64 {step}, 0")
+    if is_literal(step) and int(step) <= 0:
+        forward = "false"
     if known:
         em.jump(head)
     else:
-        em.branch(_continues(ctx, lo, hi, step, literal_step, up), head, done)
+        em.branch(_continues(ctx, lo, hi, forward), head, done)
     em.start(head)
     iv, iv_line = em.phi("i64", lo, before)
     phis = [em.phi(t, v, before) for t, v in zip(types, initial)]
@@ -122,7 +119,7 @@ def _for(ctx: Context, op: ir.Op) -> None:
     em.add_incoming(iv_line, after, last)
     for (_, line), value in zip(phis, nexts):
         em.add_incoming(line, value, last)
-    em.branch(_continues(ctx, after, hi, step, literal_step, up), head, done)
+    em.branch(_continues(ctx, after, hi, None), head, done)
     em.start(done)
     finals: list[str] = list(nexts)
     if not known:
@@ -138,19 +135,10 @@ def _for(ctx: Context, op: ir.Op) -> None:
         at += n
 
 
-def _continues(
-    ctx: Context, iv: str, hi: str, step: str, literal_step: int | None, up: str | None
-) -> str:
-    """Whether the loop runs (on) at ``iv``; a step of zero runs nothing."""
-    em = ctx.em
-    if literal_step == 0:
-        return "false"
-    if literal_step is not None:
-        return em.op(f"icmp {'slt' if literal_step > 0 else 'sgt'} i64 {iv}, {hi}")
-    below, above = em.op(f"icmp slt i64 {iv}, {hi}"), em.op(f"icmp sgt i64 {iv}, {hi}")
-    chosen = em.op(f"select i1 {up}, i1 {below}, i1 {above}")
-    moves = em.op(f"icmp ne i64 {step}, 0")
-    return em.op(f"and i1 {chosen}, {moves}")
+def _continues(ctx: Context, iv: str, hi: str, forward: str | None) -> str:
+    """Whether the loop runs (on) at ``iv``."""
+    below = ctx.em.op(f"icmp slt i64 {iv}, {hi}")
+    return ctx.em.both(below, forward) or "true"
 
 
 def _if(ctx: Context, op: ir.Op) -> None:

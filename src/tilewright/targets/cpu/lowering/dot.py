@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from tilewright.dtypes import DType, f64, i32, u32
+from tilewright.dtypes import DType, boolean, i32, u32
 from tilewright.lang import ir
 from tilewright.targets.cpu.lowering import arith
 from tilewright.targets.cpu.lowering.access import Access
+from tilewright.targets.cpu.lowering.arith import cast_tile
 from tilewright.targets.cpu.lowering.context import Context, Handler, elementwise
 from tilewright.targets.cpu.lowering.control import counted_loop
 from tilewright.targets.cpu.lowering.emit import literal, mem_type, reg_type, vec
@@ -54,7 +55,7 @@ def _dot(ctx: Context, op: ir.Op) -> None:
         ctx.set(result, acc)
         return
     left = _left(ctx, a, dtype)
-    right = _right(ctx, b)
+    right = _right(ctx, b, dtype)
     widths = chunk_widths(n, lanes) if n > 1 else (1,)
     rows, columns = _block(ctx, dtype, m, len(widths))
     out = list(acc)
@@ -175,12 +176,7 @@ def _left(ctx: Context, value: ir.Value, dtype: DType) -> _Left:
             vals = [arith.cast_value(ctx, tile.dtype, dtype, v, 1) for v in tile.vals]
             if k == 1:
                 return lambda r, _: vals[r]
-        n = len(tile.widths)
-        cast = [
-            arith.cast_value(ctx, tile.dtype, dtype, v, tile.widths[i % n])
-            for i, v in enumerate(tile.vals)
-        ]
-        matrix = _spill(ctx, Tile(dtype, tile.shape, tile.width, cast))
+        matrix = _spill(ctx, cast_tile(ctx, tile, dtype))
     element = mem_type(dtype)
 
     def read(row: int, at: str) -> str:
@@ -190,7 +186,7 @@ def _left(ctx: Context, value: ir.Value, dtype: DType) -> _Left:
     return read
 
 
-def _right(ctx: Context, value: ir.Value) -> _Right:
+def _right(ctx: Context, value: ir.Value, dtype: DType) -> _Right:
     """Row chunks of ``b`` with the dtype they come in."""
     em = ctx.em
     lanes = ctx.machine.lanes
@@ -200,6 +196,8 @@ def _right(ctx: Context, value: ir.Value) -> _Right:
         if value in ctx.deferred:
             _load_deferred(ctx, value)
         tile = ctx.tile(value)
+        if tile.dtype is boolean:
+            tile = cast_tile(ctx, tile, dtype)
         if value.shape[0] == 1:
             vals = aligned(em, tile, value.shape, lanes)
             return lambda _, j, w: (tile.dtype, vals[j])
@@ -416,5 +414,3 @@ def _byte(ctx: Context, value: str, shift: int, dtype: DType, width: int) -> str
 
 
 HANDLERS: dict[str, Handler] = {"dot": _dot, "dot4": _dot4}
-
-_ = f64

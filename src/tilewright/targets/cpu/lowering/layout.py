@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tilewright.dtypes import boolean
 from tilewright.lang import ir
 
 __all__ = ["deferred_loads", "scalar_tiles"]
@@ -32,7 +33,7 @@ _FOLLOW = (
     ir.UNARY
     | ir.BINARY
     | ir.COMPARE
-    | frozenset(["fma", "where", "cast", "bitcast", "concat", "broadcast"])
+    | set(["fma", "where", "cast", "bitcast", "concat", "broadcast"])
 )
 
 
@@ -151,6 +152,7 @@ def deferred_loads(fn: ir.Function) -> frozenset[ir.Value]:
                     if (
                         when.get(source) == stores
                         and all(len(users[v]) == 1 for v in chain)
+                        and source.dtype is not boolean
                         and not any(isinstance(a, ir.Gather) for a in _axes(source))
                     ):
                         found.update(chain)

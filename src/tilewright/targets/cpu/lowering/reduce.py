@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from tilewright.dtypes import DType, boolean
+from tilewright.dtypes import DType, bf16, f16, f32
 from tilewright.lang import ir
 from tilewright.targets.cpu.lowering import arith
 from tilewright.targets.cpu.lowering.context import Context, Handler, refuse
@@ -33,7 +33,7 @@ _LANEWISE = (
     ir.UNARY
     | ir.BINARY
     | ir.COMPARE
-    | frozenset(["fma", "where", "cast", "bitcast", "constant", "yield"])
+    | set(["fma", "where", "cast", "bitcast", "constant", "yield"])
 )
 
 
@@ -105,21 +105,21 @@ def _reduce(ctx: Context, op: ir.Op) -> None:
     rank = len(source.shape)
     axis %= rank
     count = source.shape[axis]
-    if fn in ("any", "all"):
-        source = _as_bool(ctx, source)
     if count == 0:
         _empty(ctx, op, fn)
         return
     if prod(source.shape) == 0:
         ctx.set(result, [])
         return
-    if fn in _COMBINE and source.dtype is not result.dtype:
-        source = _cast_tile(ctx, source, result.dtype)
+    if fn in ("sum", "prod") and source.dtype in (f16, bf16) and count > 1:
+        # Sixteen-bit sums are rounded once, at the end.
+        source = arith.cast_tile(ctx, source, f32)
     index = reg_type(result.dtype) if fn not in _COMBINE else "i64"
     if axis == rank - 1:
         scalars = _reduce_lanes(ctx, source, fn, index)
-        out = from_elements(em, result.dtype, result.shape, ctx.width(result), scalars)
-        ctx.set(result, out.vals)
+        dtype = source.dtype if fn in _COMBINE else result.dtype
+        out = from_elements(em, dtype, result.shape, ctx.width(result), scalars)
+        ctx.set(result, arith.cast_tile(ctx, out, result.dtype).vals)
         return
     # Rows are combined with each other; lanes never meet.
     dtype = source.dtype
@@ -137,7 +137,8 @@ def _reduce(ctx: Context, op: ir.Op) -> None:
 
                 best = fold(count, ctx.machine.lanes, items, join)
                 vals.append(best.value if fn in _COMBINE else best.index)
-    tile = Tile(result.dtype, result.shape, source.width, vals)
+    kind = dtype if fn in _COMBINE else result.dtype
+    tile = arith.cast_tile(ctx, Tile(kind, result.shape, source.width, vals), result.dtype)
     ctx.set(result, with_width(em, tile, ctx.width(result)).vals)
 
 
@@ -229,19 +230,6 @@ def _flatten(ctx: Context, source: Tile, shape: tuple[int, ...]) -> Tile:
     return from_elements(ctx.em, source.dtype, shape, lanes, elements(ctx.em, source))
 
 
-def _cast_tile(ctx: Context, source: Tile, dtype: DType) -> Tile:
-    n = len(source.widths)
-    vals = [
-        arith.cast_value(ctx, source.dtype, dtype, v, source.widths[i % n])
-        for i, v in enumerate(source.vals)
-    ]
-    return Tile(dtype, source.shape, source.width, vals)
-
-
-def _as_bool(ctx: Context, source: Tile) -> Tile:
-    return source if source.dtype is boolean else _cast_tile(ctx, source, boolean)
-
-
 def _empty(ctx: Context, op: ir.Op, fn: str) -> None:
     identity: dict[str, int] = {"sum": 0, "prod": 1, "any": 0, "all": 1}
     if fn not in identity:
@@ -302,8 +290,6 @@ def _scan(ctx: Context, op: ir.Op) -> None:
         raise refuse(op, f"no scan called {op.attrs['fn']!r}; known: {', '.join(_COMBINE)}")
     source = ctx.tile(op.operands[0])
     dtype = op.result.dtype
-    if source.dtype is not dtype:
-        source = _cast_tile(ctx, source, dtype)
 
     def step(running: Sequence[str], here: Sequence[str], w: int) -> Sequence[str]:
         return [arith.binary(ctx, fn, dtype, running[0], here[0], w)]
