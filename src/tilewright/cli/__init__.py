@@ -1,31 +1,51 @@
-"""The ``tilewright`` command. One file per subcommand; each is imported only when it is run."""
+"""The ``tilewright`` command. One file per subcommand.
+
+Answers go to stdout, everything else (progress, notes, timings, errors) to stderr. Exit status: 0,
+1 (tilewright said no, in one line), 2 (usage), 130 (Ctrl-C). What is none of these is a bug and
+keeps its traceback.
+"""
 
 from __future__ import annotations
 
+import signal
 import sys
+import warnings
+from typing import Any
 
-__all__ = ["main"]
+__all__ = ["build", "main"]
 
 
 def main() -> None:
-    """Entry point: exits with 0, 1 (a tilewright error), 2 (usage) or 130 (interrupted)."""
+    """Entry point: prepare the process, then run the command that its arguments name."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `tilewright ... | head` ends quietly
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character shows its code
+            stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = _show_warning
+    build()(prog_name="tilewright")
+
+
+def build() -> Any:
+    """The commands as a `typer.Typer`; making it changes nothing."""
     import typer
 
     from tilewright.cli.bench import bench
+    from tilewright.cli.common import guarded
     from tilewright.cli.doctor import doctor
     from tilewright.cli.inspect import inspect
     from tilewright.cli.run import run
-    from tilewright.errors import TilewrightError
 
     app = typer.Typer(
-        help="Run neural networks at the speed of the machine they stand on.",
+        help="Run language models from GGUF files, with kernels compiled for this machine.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     for command in (run, inspect, bench, doctor):
-        app.command()(command)
+        app.command()(guarded(command))
 
     @app.callback(invoke_without_command=True)
     def options(
@@ -34,17 +54,12 @@ def main() -> None:
         if version:
             from tilewright import __version__
 
-            typer.echo(f"tilewright {__version__}")
+            print(f"tilewright {__version__}")
             raise typer.Exit
 
-    try:
-        app()
-    except (TilewrightError, ValueError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            sys.stderr.close()
-            sys.exit(141)
-        print(f"tilewright: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
+    return app
+
+
+def _show_warning(message: Warning | str, *where: Any, **more: Any) -> None:
+    """A warning as one line for people, without the place in the source."""
+    print(f"tilewright: warning: {message}", file=sys.stderr)

@@ -18,14 +18,28 @@ def bench(
     file: Annotated[
         Path | None, typer.Argument(help="A GGUF file; without one, the model that ships inside.")
     ] = None,
-    prompt: Annotated[int, typer.Option("-p", min=0, help="Tokens to prefill; 0: skip.")] = 512,
-    generate: Annotated[int, typer.Option("-n", min=0, help="Tokens to decode; 0: skip.")] = 128,
-    threads: Annotated[int | None, typer.Option("-t", min=1, help="Worker threads.")] = None,
-    repetitions: Annotated[int, typer.Option("-r", min=1, help="Repetitions.")] = 5,
-    depth: Annotated[int, typer.Option("-d", min=1, help="Context before decoding.")] = 128,
+    prompt: Annotated[
+        int, typer.Option("-p", "--prompt-tokens", min=0, help="Tokens to prefill; 0: skip.")
+    ] = 512,
+    generate: Annotated[
+        int, typer.Option("-n", "--tokens", min=0, help="Tokens to decode; 0: skip.")
+    ] = 128,
+    threads: Annotated[
+        int | None,
+        typer.Option("-t", "--threads", min=1, help="Worker threads.  [default: one per core]"),
+    ] = None,
+    repetitions: Annotated[
+        int, typer.Option("-r", "--repetitions", min=1, help="Repetitions after a warm-up.")
+    ] = 5,
+    depth: Annotated[
+        int, typer.Option("-d", "--depth", min=1, help="Tokens in the context before decoding.")
+    ] = 128,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Measure prefill and decode speed; medians over repetitions."""
+    """Measure prefill and decode speed, beside the machine's bandwidth and peak.
+
+    The machine's own limits are measured in the same run, before and after.
+    """
     from tilewright.generate.measure import decode_bytes, measure
     from tilewright.targets.cpu.probe import Probe
 
@@ -64,7 +78,7 @@ def bench(
         "prefill_share_of_int8_peak": prefill.median * flops / int8_peak if prefill else None,
     }
     if as_json:
-        typer.echo(json.dumps(report))
+        print(json.dumps(report))
         return
     rows: list[tuple[Any, ...]] = [("", "median", "min", "max", "share of the machine")]
     if prefill:
@@ -76,8 +90,8 @@ def bench(
     if decode:
         share = f"{report['decode_share_of_bandwidth']:.0%} of {gigabytes(bandwidth)}/s"
         rows.append((f"decode {generate} at {depth}", *_rates(decode), share))
-    typer.echo(table(rows))
-    typer.echo(f"tokens/s, {model.threads} threads; {gigabytes(per_token)} read per decoded token")
+    print(table(rows))
+    print(f"tokens/s, {model.threads} threads; {gigabytes(per_token)} read per decoded token")
 
 
 def _rates(speed: Any) -> tuple[str, str, str]:

@@ -1,22 +1,60 @@
-"""What commands share: loading with progress, and tables."""
+"""What commands share: errors in one line, loading with progress, and tables."""
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
+import typer
+
+from tilewright.errors import TilewrightError
 from tilewright.generate.model import Model, load
 
-__all__ = ["Progress", "gigabytes", "load_model", "table"]
+__all__ = ["Progress", "error_line", "gigabytes", "guarded", "load_model", "table"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """The command, ending with one line and status 1 on an expected error, 130 on Ctrl-C.
+
+    Expected are tilewright's own errors, a value out of range (`ValueError`) and what the system
+    refuses (`OSError`). Everything else passes: it is a bug, and its traceback is wanted.
+    """
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except (TilewrightError, ValueError, OSError) as error:
+            print(f"tilewright: {error_line(error)}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return run
+
+
+def error_line(error: BaseException) -> str:
+    """The error as people read it: the system's own errors as ``path: what is wrong``."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 class Progress:
-    """One line on stderr that rewrites itself; silent when stderr is no terminal."""
+    """One line on stderr that rewrites itself; silent when stderr is no (capable) terminal."""
 
     def __init__(self, enabled: bool = True) -> None:
-        self.enabled = enabled and sys.stderr.isatty()
+        capable = sys.stderr is not None and sys.stderr.isatty() and os.name == "posix"
+        self.enabled = enabled and capable and os.environ.get("TERM") not in (None, "dumb")
         self._shown = 0.0
         self._dirty = False
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tilewright.cli.common import gigabytes, table
+from tilewright.cli.common import error_line, table
+from tilewright.errors import TilewrightError
 
 __all__ = ["doctor"]
 
@@ -18,7 +19,10 @@ __all__ = ["doctor"]
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Check the installation: versions, CPU, kernel cache, a compiled kernel, measured ceilings."""
+    """Check the installation: versions, CPU, kernel cache, the shipped model, measured peaks.
+
+    Status 1 when something is wrong.
+    """
     import numpy as np
 
     from tilewright.config import Settings
@@ -45,9 +49,9 @@ def doctor(
         report["default model"] = "runs" if finite else "gives numbers that are not finite"
         if not finite:
             problems.append("the default model gives numbers that are not finite")
-    except Exception as error:
-        problems.append(f"the default model does not run: {error}")
-        report["default model"] = f"fails: {error}"
+    except (TilewrightError, OSError) as error:
+        problems.append(f"the default model does not run: {error_line(error)}")
+        report["default model"] = "fails"
     for threads in sorted({1, settings.threads}):
         with Probe(threads) as probe:
             peaks = probe.peaks()
@@ -56,10 +60,10 @@ def doctor(
         report[f"memory read, {threads} threads"] = f"{peaks.read_gbytes:.1f} GB/s"
     report["problems"] = problems
     if as_json:
-        typer.echo(json.dumps(report))
+        print(json.dumps(report))
     else:
-        typer.echo(table([(k, v) for k, v in report.items() if k != "problems"]))
-        typer.echo("no problems found" if not problems else "\n".join(problems))
+        print(table([(k, v) for k, v in report.items() if k != "problems"]))
+        print("no problems found" if not problems else "\n".join(problems))
     if problems:
         raise typer.Exit(1)
 

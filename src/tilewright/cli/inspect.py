@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from tilewright.cli.common import gigabytes, table
 from tilewright.errors import TilewrightError
-from tilewright.formats.gguf import open_gguf
+from tilewright.formats.gguf import GGUFFile, open_gguf
 from tilewright.generate.model import plan_file
 
 __all__ = ["inspect"]
@@ -19,13 +22,41 @@ __all__ = ["inspect"]
 def inspect(
     file: Annotated[Path, typer.Argument(help="A GGUF file.")],
     context: Annotated[
-        int | None, typer.Option("-c", "--context", min=1, help="Context for the memory plan.")
+        int | None,
+        typer.Option(
+            "-c", "--context", min=1, help="For the plan.  [default: the model's, up to 4096]"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object.")] = False,
 ) -> None:
     """Show a model file's metadata, tensors, types and memory plan; no weight is read."""
     with open_gguf(file) as gguf:
-        tensors = [
+        try:
+            plan, problem = plan_file(gguf, context), None
+        except TilewrightError as error:
+            plan, problem = {}, str(error)
+        if as_json:
+            print(json.dumps(_report(file, gguf, plan, problem)))
+        else:
+            _show(file, gguf, plan, problem)
+
+
+def _types(gguf: GGUFFile) -> dict[str, dict[str, int]]:
+    """Tensors and bytes of each type."""
+    tensors: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for info in gguf.tensors.values():
+        tensors[info.type.name] += 1
+        sizes[info.type.name] += info.nbytes
+    return {name: {"tensors": tensors[name], "bytes": sizes[name]} for name in tensors}
+
+
+def _report(file: Path, gguf: GGUFFile, plan: dict[str, int], problem: str | None) -> object:
+    return {
+        "path": str(file),
+        "version": gguf.version,
+        "metadata": {key: _plain(value) for key, value in gguf.metadata.items()},
+        "tensors": [
             {
                 "name": name,
                 "type": info.type.name,
@@ -34,58 +65,48 @@ def inspect(
                 "offset": info.offset,
             }
             for name, info in gguf.tensors.items()
+        ],
+        "types": _types(gguf),
+        "plan": plan,
+        "problem": problem,
+    }
+
+
+def _show(file: Path, gguf: GGUFFile, plan: dict[str, int], problem: str | None) -> None:
+    parameters = sum(math.prod(info.shape) for info in gguf.tensors.values())
+    print(
+        f"{file}: GGUF version {gguf.version}, {len(gguf.tensors)} tensors, {parameters:,} values\n"
+    )
+    print(table([(key, _short(value)) for key, value in gguf.metadata.items()]), end="\n\n")
+    if gguf.tensors:
+        rows = [
+            (name, info.type.name, "x".join(map(str, info.shape)), gigabytes(info.nbytes))
+            for name, info in gguf.tensors.items()
         ]
-        types: dict[str, dict[str, int]] = {}
-        for t in tensors:
-            entry = types.setdefault(str(t["type"]), {"tensors": 0, "bytes": 0})
-            entry["tensors"] += 1
-            entry["bytes"] += int(t["bytes"])  # type: ignore[call-overload]
-        try:
-            plan: dict[str, Any] = plan_file(gguf, context)
-            problem = None
-        except TilewrightError as error:
-            plan, problem = {}, str(error)
-        report = {
-            "path": str(file),
-            "version": gguf.version,
-            "metadata": {k: _plain(v) for k, v in gguf.metadata.items()},
-            "tensors": tensors,
-            "types": types,
-            "plan": plan,
-            "problem": problem,
-        }
-    if as_json:
-        typer.echo(json.dumps(report, ensure_ascii=False))
-        return
-    typer.echo(f"{file}: GGUF version {report['version']}\n")
-    typer.echo(table([(k, _short(v)) for k, v in report["metadata"].items()]))  # type: ignore[attr-defined]
-    typer.echo("")
-    rows = [
-        (t["name"], t["type"], "x".join(map(str, t["shape"])), gigabytes(t["bytes"]))
-        for t in tensors
-    ]  # type: ignore[arg-type]
-    typer.echo(table(rows))
-    typer.echo("")
-    typer.echo(table([(k, v["tensors"], gigabytes(v["bytes"])) for k, v in types.items()]))
-    typer.echo("")
+        print(table(rows), end="\n\n")
+        types = [(t, v["tensors"], gigabytes(v["bytes"])) for t, v in _types(gguf).items()]
+        print(table([("type", "tensors", "size"), *types]), end="\n\n")
     if problem:
-        typer.echo(f"cannot be run: {problem}")
+        print(f"cannot be run: {problem}")
     else:
-        typer.echo("memory plan: " + ", ".join(f"{k} {gigabytes(v)}" for k, v in plan.items()))
+        print("memory plan: " + ", ".join(f"{k} {gigabytes(v)}" for k, v in plan.items()))
 
 
 def _plain(value: Any) -> Any:
-    """JSON's view of a metadata value."""
+    """JSON's view of a metadata value; NaN and infinities, which JSON lacks, as text."""
     if hasattr(value, "tolist"):
-        return value.tolist()
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return list(value) if isinstance(value, tuple) else value
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, list):
-        head = ", ".join(str(v) for v in value[:5])
+    """One line: control characters escaped, long lists and texts cut."""
+    if isinstance(value, list | tuple | np.ndarray):
+        head = ", ".join(repr(v) if isinstance(v, str) else str(v) for v in value[:5])
         return f"[{head}{', ...' if len(value) > 5 else ''}] ({len(value)})"
-    text = str(value).replace("\n", "\\n")
+    text = repr(value)[1:-1] if isinstance(value, str) else str(value)
     return text if len(text) <= 70 else text[:67] + "..."

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tilewright.cli.common import load_model
+from tilewright.cli.common import error_line, load_model
+from tilewright.errors import ContextLengthError, TilewrightError, UnsupportedError
 from tilewright.generate.model import Generation, Model
+from tilewright.generate.sampling import SamplingParams
 from tilewright.generate.session import Conversation
 
 __all__ = ["run"]
@@ -21,38 +25,61 @@ def run(
         Path | None, typer.Argument(help="A GGUF file; without one, the model that ships inside.")
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option("-p", "--prompt", help="Text to continue; without it, a loop.")
+        str | None,
+        typer.Option("-p", "--prompt", help="Text to continue; without it, prompts in a loop."),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option("-n", "--max-tokens", min=0, help="Tokens at most [default: 256].")
-    ] = None,
+        int,
+        typer.Option(
+            "-n", "--max-tokens", min=-1, help="Tokens at most; -1: until the model ends."
+        ),
+    ] = 256,
     context: Annotated[
-        int | None, typer.Option("-c", "--context", min=1, help="Context in tokens.")
+        int | None,
+        typer.Option(
+            "-c", "--context", min=1, help="Context in tokens.  [default: the model's, up to 4096]"
+        ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("-t", "--threads", min=1, help="Worker threads.")
+        int | None,
+        typer.Option("-t", "--threads", min=1, help="Worker threads.  [default: one per core]"),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("-s", "--seed", min=0, help="Same seed, same text.")
+        int | None,
+        typer.Option("-s", "--seed", min=0, help="Same seed, same text.  [default: a fresh one]"),
     ] = None,
     temperature: Annotated[
         float, typer.Option("--temp", help="0 takes the likeliest token every time.")
     ] = 0.8,
-    top_k: Annotated[int, typer.Option("--top-k", help="0: off.")] = 40,
-    top_p: Annotated[float, typer.Option("--top-p", help="1: off.")] = 0.95,
-    min_p: Annotated[float, typer.Option("--min-p", help="0: off.")] = 0.05,
-    repeat_penalty: Annotated[float, typer.Option("--repeat-penalty", help="1: off.")] = 1.0,
-    presence_penalty: Annotated[float, typer.Option("--presence-penalty", help="0: off.")] = 0.0,
-    frequency_penalty: Annotated[float, typer.Option("--frequency-penalty", help="0: off.")] = 0.0,
+    top_k: Annotated[int, typer.Option("--top-k", help="Among the K likeliest; 0: all.")] = 40,
+    top_p: Annotated[
+        float, typer.Option("--top-p", help="Among the likeliest that make up P; 1: all.")
+    ] = 0.95,
+    min_p: Annotated[
+        float, typer.Option("--min-p", help="At least P times as likely as the best; 0: any.")
+    ] = 0.05,
+    repeat_penalty: Annotated[
+        float, typer.Option("--repeat-penalty", help="Divides logits of recent tokens; 1: off.")
+    ] = 1.0,
+    presence_penalty: Annotated[
+        float, typer.Option("--presence-penalty", help="Subtracted from recent tokens; 0: off.")
+    ] = 0.0,
+    frequency_penalty: Annotated[
+        float, typer.Option("--frequency-penalty", help="The same per occurrence; 0: off.")
+    ] = 0.0,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="Stop before this text (repeatable).")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per answer.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object per answer, no echo of the prompt.")
+    ] = False,
 ) -> None:
-    """Continue a prompt; without -p, read prompts in a loop."""
-    loaded = load_model(model, threads=threads, context=context, quiet=as_json)
-    settings: dict[str, Any] = {
-        "max_tokens": 256 if max_tokens is None else max_tokens,
+    """Continue a prompt; without -p, answer prompts in a loop.
+
+    With -p the text is continued as it stands. The loop reads a prompt per line and keeps the
+    conversation in the context; it uses the model's chat template if the file has one.
+    """
+    sampling: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
@@ -61,30 +88,46 @@ def run(
         "presence_penalty": presence_penalty,
         "frequency_penalty": frequency_penalty,
         "seed": seed,
+    }
+    SamplingParams(**sampling)  # what is out of range is said before a large model is loaded
+    if prompt is not None:
+        _check_utf8(prompt)
+    if not all(stop or ()):
+        raise ValueError("--stop is empty; it would end every text at once")
+    loaded = load_model(model, threads=threads, context=context, quiet=as_json)
+    settings = {
+        **sampling,
+        "max_tokens": None if max_tokens < 0 else max_tokens,
         "stop": stop or (),
     }
-    if prompt is not None:
-        generation = loaded.generate(prompt, **settings)
-        interrupted = _answer(generation, prompt, as_json)
-        if interrupted:
-            raise typer.Exit(130)
-    else:
+    if prompt is None:
         _loop(loaded, settings, as_json)
+    elif _answer(loaded.generate(prompt, **settings), prompt, as_json, echo=prompt):
+        raise typer.Exit(130)
 
 
-def _answer(generation: Generation, prompt: str, as_json: bool) -> bool:
+def _check_utf8(text: str) -> None:
+    """Arguments that are not UTF-8 arrive with surrogates in place of their bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(text[error.start]) & 0xFF
+        raise ValueError(
+            f"the prompt is not UTF-8: byte 0x{byte:02x} after {text[: error.start][-20:]!r}"
+        ) from None
+
+
+def _answer(generation: Generation, prompt: str, as_json: bool, echo: str = "") -> bool:
     """Print an answer as it comes; whether Ctrl-C ended it."""
     pieces: list[str] = []
     interrupted = False
     try:
         if not as_json:
-            sys.stdout.write(prompt)
-            sys.stdout.flush()
+            print(echo, end="", flush=True)
         for piece in generation:
             pieces.append(piece)
             if not as_json:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
+                print(piece, end="", flush=True)
     except KeyboardInterrupt:
         interrupted = True
         generation.close()
@@ -93,52 +136,83 @@ def _answer(generation: Generation, prompt: str, as_json: bool) -> bool:
     prompt_rate = t.prompt_tokens / t.prompt_seconds if t.prompt_seconds else 0.0
     rate = t.tokens / t.seconds if t.seconds else 0.0
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "prompt": prompt,
-                    "text": "".join(pieces),
-                    "ids": generation.ids,
-                    "reason": reason,
-                    "prompt_tokens": t.prompt_tokens,
-                    "prompt_seconds": t.prompt_seconds,
-                    "prompt_tokens_per_s": prompt_rate,
-                    "tokens": len(generation.ids),
-                    "seconds": t.seconds,
-                    "tokens_per_s": rate,
-                },
-                ensure_ascii=False,
-            )
-        )
+        report = {
+            "prompt": prompt,
+            "text": "".join(pieces),
+            "ids": generation.ids,
+            "reason": reason,
+            "prompt_tokens": t.prompt_tokens,
+            "prompt_seconds": t.prompt_seconds,
+            "prompt_tokens_per_s": prompt_rate,
+            "tokens": len(generation.ids),
+            "seconds": t.seconds,
+            "tokens_per_s": rate,
+            "compile_seconds": t.compile_seconds,
+        }
+        print(json.dumps(report), flush=True)
     else:
-        print()
+        print(flush=True)
+        compiled = f"; kernels: {t.compile_seconds:.1f} s" if t.compile_seconds >= 0.05 else ""
         print(
             f"[{reason}] prompt: {t.prompt_tokens} tokens, {prompt_rate:.1f}/s; "
-            f"answer: {len(generation.ids)} tokens, {rate:.1f}/s",
+            f"answer: {len(generation.ids)} tokens, {rate:.1f}/s{compiled}",
             file=sys.stderr,
         )
     return interrupted
 
 
 def _loop(model: Model, settings: dict[str, Any], as_json: bool) -> None:
-    """Read prompts until the end of input; Ctrl-C ends an answer, twice (or idle) the loop."""
-    conversation = Conversation(model)
-    interactive = sys.stdin.isatty() and not as_json
+    """Answer prompts until the input ends. Ctrl-C ends an answer, or, at the prompt, the loop."""
+    if model.tokenizer.chat_template is not None and find_spec("jinja2") is None:
+        raise UnsupportedError(
+            "the model has a chat template, which needs the package jinja2: "
+            "pip install 'tilewright[chat]', or give a prompt with -p, which is continued as it is"
+        )
+    interactive = sys.stdin is not None and sys.stdin.isatty() and not as_json
     if interactive:
         print("Type a prompt; Ctrl-C stops an answer, Ctrl-D ends.", file=sys.stderr)
-    try:
-        while True:
-            if interactive:
-                sys.stderr.write("> ")
-                sys.stderr.flush()
-            line = sys.stdin.readline()
-            if not line:
-                break
-            if line.strip():
-                _answer(conversation.say(line.rstrip("\n"), **settings), "", as_json)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        conversation.close()
-        if interactive:
-            print(file=sys.stderr)
+    conversation = Conversation(model)
+    fresh = True
+    while (line := _read(interactive)) is not None:
+        if not line.strip():
+            continue
+        try:
+            generation = conversation.say(line, **settings)
+        except ContextLengthError as error:
+            if fresh:
+                _refuse(error, interactive)
+                continue
+            print("note: the context is full; a new conversation begins", file=sys.stderr)
+            conversation.close()
+            conversation, fresh = Conversation(model), True
+            try:
+                generation = conversation.say(line, **settings)
+            except ContextLengthError as again:
+                _refuse(again, interactive)
+                continue
+        _answer(generation, line, as_json)
+        fresh = False
+    if interactive:
+        print(file=sys.stderr)
+
+
+def _refuse(error: TilewrightError, interactive: bool) -> None:
+    """A person may try again; a script has to know."""
+    if not interactive:
+        raise error
+    print(f"tilewright: {error_line(error)}", file=sys.stderr)
+
+
+def _read(interactive: bool) -> str | None:
+    """A line of input without its end; None when there is no more."""
+    if interactive and sys.stdout is not None and sys.stdout.isatty():
+        with contextlib.suppress(ImportError):  # not everywhere
+            import readline  # noqa: F401  (arrow keys and history)
+        try:
+            return input("> ")
+        except EOFError:
+            return None
+    if interactive:
+        print("> ", end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline() if sys.stdin is not None else ""
+    return line.rstrip("\r\n") if line else None

@@ -93,9 +93,10 @@ class Engine:
             ins["output_rows"][out : out + item.outputs] = np.arange(
                 stop - item.outputs, stop, dtype=np.int32
             )
-            seq.length += n
             token, out = stop, out + item.outputs
         self.program.run({"tokens": token, "tiles": tile, "outputs": out})
+        for item in work:  # only now: an interrupted step has fed nothing
+            item.sequence.length += len(item.ids)
         return self.program.outputs["logits"].numpy()[:out]
 
     def feed(self, sequence: Sequence, ids: Seq[int] | np.ndarray, chunk: int = 0) -> np.ndarray:
@@ -117,6 +118,8 @@ class Engine:
                 f"a step of {tokens} tokens and {outputs} outputs is more than the engine was "
                 f"built for ({limits.tokens} and {limits.outputs})"
             )
+        if len({item.sequence.row for item in work}) < len(work):
+            raise TilewrightError("a sequence appears twice in one step; join its tokens")
         pages = 0
         for item in work:
             ids = np.asarray(item.ids)

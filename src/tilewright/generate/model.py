@@ -32,12 +32,13 @@ DEFAULT_MODEL = Path(__file__).parent.parent / "assets" / "default.gguf"
 
 @dataclass
 class Timings:
-    """Seconds and tokens of one generation."""
+    """Seconds and tokens of one generation; getting kernels ready is counted apart."""
 
     prompt_tokens: int = 0
     prompt_seconds: float = 0.0
     tokens: int = 0
     seconds: float = 0.0
+    compile_seconds: float = 0.0
 
 
 class Generation(Iterator[str]):
@@ -88,13 +89,20 @@ class Generation(Iterator[str]):
         """Stop early and give the cache back."""
         self._pieces.close()
 
+    def _timed(self, work: Callable[..., np.ndarray], *args: Any) -> tuple[np.ndarray, float]:
+        """What ``work(*args)`` returns and its seconds, less those for kernels."""
+        program = self._model.engine.program
+        compiled, start = program.compile_seconds, time.perf_counter()
+        result = work(*args)
+        compiled = program.compile_seconds - compiled
+        self.timings.compile_seconds += compiled
+        return result, time.perf_counter() - start - compiled
+
     def _run(self) -> Any:
         engine = self._model.engine
         sequence = self._sequence or engine.open()
         try:
-            start = time.perf_counter()
-            logits = engine.feed(sequence, self._prompt)
-            self.timings.prompt_seconds = time.perf_counter() - start
+            logits, self.timings.prompt_seconds = self._timed(engine.feed, sequence, self._prompt)
             history = [i for i in self._prompt if i < self._tokens]
             eos = self._model.tokenizer.eos_ids
             while self.reason is None:
@@ -116,9 +124,9 @@ class Generation(Iterator[str]):
                 if sequence.length >= engine.limits.context:
                     self.reason = "context"
                     break
-                start = time.perf_counter()
-                logits = engine.step([Work(sequence, [token])])[0]
-                self.timings.seconds += time.perf_counter() - start
+                steps, seconds = self._timed(engine.step, [Work(sequence, [token])])
+                logits = steps[0]
+                self.timings.seconds += seconds
                 self.timings.tokens += 1
             rest = self._stream.finish()
             if rest:
@@ -247,16 +255,15 @@ def load(
     """
     source = DEFAULT_MODEL if path is None else path
     with open_gguf(source) as file:
-        config = config_from_metadata(file.metadata, file.path)
-        tokenizer = from_metadata(file.metadata)
-        if tokenizer.vocab_size > config.vocab_size:
-            raise FormatError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}",
-                path=file.path,
-            )
+        config, tokenizer = _describe(file)
         limits = _limits(config, context, max_sequences, max_tokens)
+        if context and context > limits.context:
+            asked = f"a context of {context} tokens was asked for"
+            notes = [f"{asked}; the model ends at {limits.context}, which is used"]
+        else:
+            notes = []
         loaded = load_graph(file, limits, config)
-        notes = [
+        notes += [
             f"{count} tensors of type {kind} go the generic dequantising path (slower)"
             for kind, count in slow_types(file).items()
         ]
@@ -267,10 +274,25 @@ def load(
 
 
 def plan_file(file: GGUFFile, context: int | None = None) -> dict[str, int]:
-    """Bytes that running the file would take: weights, state (the cache), working memory."""
-    config = config_from_metadata(file.metadata, file.path)
+    """Bytes that running the file would take: weights, state (the cache), working memory.
+
+    Raises whatever :func:`load` would raise for what the header says; no weight is read.
+    """
+    config, _ = _describe(file)
     limits = _limits(config, context, 1, 512)
     return memory_needs(load_graph(file, limits, config).graph)
+
+
+def _describe(file: GGUFFile) -> tuple[DecoderConfig, Tokenizer]:
+    """What the metadata says; raises where it cannot be understood or does not fit together."""
+    config = config_from_metadata(file.metadata, file.path)
+    tokenizer = from_metadata(file.metadata)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise FormatError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}",
+            path=file.path,
+        )
+    return config, tokenizer
 
 
 def _limits(

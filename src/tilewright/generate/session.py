@@ -26,16 +26,19 @@ class Conversation:
         self._last: Generation | None = None
 
     def say(self, text: str, **settings: Any) -> Generation:
-        """The answer to ``text``; ``settings`` as for :meth:`Model.generate`."""
+        """The answer to ``text``; ``settings`` as for :meth:`Model.generate`.
+
+        Raises :class:`ContextLengthError` when it does not fit, and then takes no part of it.
+        """
         self._absorb()
-        tokenizer = self.model.tokenizer
+        tokenizer, messages = self.model.tokenizer, self._messages
         if tokenizer.chat_template is None:
             ids = [*self._cached, *tokenizer.encode(text, add_special=not self._cached)]
         else:
-            self._messages.append({"role": "user", "content": text})
+            messages = [*messages, {"role": "user", "content": text}]
             rendered = render_chat(
                 tokenizer.chat_template,
-                self._messages,
+                messages,
                 _text(tokenizer, tokenizer.bos_id),
                 _text(tokenizer, tokenizer.eos_id),
             )
@@ -45,10 +48,10 @@ class Conversation:
         while shared < limit and ids[shared] == self._cached[shared]:
             shared += 1
         self.model.engine.truncate(self._sequence, shared)
-        self._cached = ids
+        self._cached = self._cached[:shared]
         stop = settings.pop("stop", ())
         limit_tokens = settings.pop("max_tokens", None)
-        self._last = Generation(
+        generation = Generation(
             self.model,
             ids[shared:],
             limit_tokens,
@@ -56,7 +59,8 @@ class Conversation:
             (stop,) if isinstance(stop, str) else tuple(stop),
             self._sequence,
         )
-        return self._last
+        self._cached, self._messages, self._last = ids, messages, generation
+        return generation
 
     def close(self) -> None:
         """Give the cache back."""

@@ -85,7 +85,7 @@ def bpe_encoder(
 def bpe_token_bytes(vocabulary: Vocabulary, token_id: int, byte_of: dict[str, int]) -> bytes:
     """What the token adds to the text. ``byte_of`` inverts `byte_alphabet`."""
     text = vocabulary.tokens[token_id]
-    kind = vocabulary.types[token_id]
+    kind = int(vocabulary.types[token_id])  # a NumPy number would search the enum for hooks
     if kind in (TokenType.UNUSED, TokenType.UNDEFINED):
         return b""
     if kind != TokenType.NORMAL:

@@ -132,7 +132,7 @@ def _merge(text: str, rank_of: dict[str, int]) -> list[str]:
 def spm_token_bytes(vocabulary: Vocabulary, token_id: int) -> bytes:
     """What the token adds to the text; a prefix space of the whole text is still there."""
     text = vocabulary.tokens[token_id]
-    kind = vocabulary.types[token_id]
+    kind = int(vocabulary.types[token_id])  # a NumPy number would search the enum for hooks
     if kind == TokenType.BYTE:
         match = _BYTE_TOKEN.fullmatch(text)
         if match is not None:

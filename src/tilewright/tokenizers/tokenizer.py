@@ -178,7 +178,7 @@ class Tokenizer:
             first
             and self._vocabulary.add_space_prefix
             and found.startswith(b" ")
-            and self._vocabulary.types[token_id] == TokenType.NORMAL
+            and int(self._vocabulary.types[token_id]) == TokenType.NORMAL
         ):
             return found[1:]
         return found

@@ -342,8 +342,8 @@ def read_header(file: SourceFile, budget: Budget, shard: int = 0) -> Header:
 
 def _read_version(cursor: _Cursor) -> int:
     if cursor.size < 4 or (magic := cursor.take(4, lambda: "the magic")) != MAGIC:
-        got = "an empty file" if not cursor.size else repr(cursor.window[:4])
-        raise cursor.error(f"not a GGUF file: it starts with {got}, not {MAGIC!r}", 0)
+        got = f"starts with {cursor.window[:4]!r}, not {MAGIC!r}" if cursor.size else "is empty"
+        raise cursor.error(f"not a GGUF file: it {got}", 0)
     del magic
     version = cursor.u32(lambda: "the version")
     if version in VERSIONS:
