@@ -148,6 +148,11 @@ class Expressions(Caller):
             value = self.eval(part)
             self.here(node)
             if isinstance(value, Tile):
+                if value.dtype is not boolean and not value.shape:
+                    raise KernelError(
+                        f"`{what}` gives one of its operands, which is decided at run time here: "
+                        f"compare {describe(value)} first, x != 0"
+                    )
                 value = self.condition(value, what)
                 if runtime is not None:
                     value = (runtime & value) if conjunction else (runtime | value)

@@ -325,7 +325,10 @@ def representable(value: Any, dtype: DType, bits: bool = False) -> Number:
     if dtype is boolean:
         return bool(value)
     if dtype.is_float:
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            raise KernelError(f"a constant of {len(str(value))} digits is too large") from None
         if math.isinf(number) or math.isnan(number) or dtype is f64:
             return number
         if abs(number) > _FLOAT_MAX[dtype.name] and math.isinf(round_float(number, dtype)):
