@@ -14,7 +14,15 @@ from typing import Any, Literal
 from tilewright.errors import FormatError, UnsupportedError
 from tilewright.layers.rope import Pairing, Rope
 
-__all__ = ["ARCHITECTURES", "DecoderConfig", "Rope", "config_from_metadata"]
+__all__ = [
+    "ARCHITECTURES",
+    "COMMON_KEYS",
+    "ROPE_KEYS",
+    "Architecture",
+    "DecoderConfig",
+    "Rope",
+    "config_from_metadata",
+]
 
 
 @dataclass(frozen=True)
@@ -48,16 +56,22 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
-class _Architecture:
-    """How one architecture's metadata becomes a config."""
+class Architecture:
+    """How one architecture's metadata becomes a config.
+
+    Attributes:
+        norm, mlp: which of the decoder's variants it has.
+        pairing: which features RoPE turns together; None: learned positions.
+        keys: every key that its metadata may have, without the architecture's prefix.
+    """
 
     norm: Literal["rms", "layer"]
     mlp: Literal["swiglu", "gelu"]
-    pairing: Pairing | None  # None: learned positions
+    pairing: Pairing | None
     keys: frozenset[str]
 
 
-_COMMON = {
+COMMON_KEYS = {
     "context_length",
     "embedding_length",
     "block_count",
@@ -68,7 +82,7 @@ _COMMON = {
     "attention.value_length",
     "vocab_size",
 }
-_ROPE = {
+ROPE_KEYS = {
     "rope.dimension_count",
     "rope.freq_base",
     "rope.scale_linear",
@@ -82,19 +96,21 @@ _ROPE = {
     "rope.scaling.yarn_beta_slow",
     "attention.layer_norm_rms_epsilon",
 }
-ARCHITECTURES: Mapping[str, _Architecture] = {
+ARCHITECTURES: Mapping[str, Architecture] = {
     # expert_count is known so that a mixture of experts is refused for what it is
-    "llama": _Architecture(
+    "llama": Architecture(
         "rms",
         "swiglu",
         "interleaved",
         frozenset(
-            _COMMON | _ROPE | {"expert_count", "expert_used_count", "attention.sliding_window"}
+            COMMON_KEYS
+            | ROPE_KEYS
+            | {"expert_count", "expert_used_count", "attention.sliding_window"}
         ),
     ),
-    "qwen2": _Architecture("rms", "swiglu", "half", frozenset(_COMMON | _ROPE)),
-    "gpt2": _Architecture(
-        "layer", "gelu", None, frozenset(_COMMON | {"attention.layer_norm_epsilon"})
+    "qwen2": Architecture("rms", "swiglu", "half", frozenset(COMMON_KEYS | ROPE_KEYS)),
+    "gpt2": Architecture(
+        "layer", "gelu", None, frozenset(COMMON_KEYS | {"attention.layer_norm_epsilon"})
     ),
 }
 

@@ -18,7 +18,19 @@ from tilewright.errors import ShapeError
 from tilewright.graph import Node, Shape, shape_of
 from tilewright.ops.table import OpDef, make, register
 
-__all__ = ["add", "gelu", "gelu_erf", "mul", "relu", "scale", "sigmoid", "silu", "sub", "tanh"]
+__all__ = [
+    "add",
+    "elementwise_op",
+    "gelu",
+    "gelu_erf",
+    "mul",
+    "relu",
+    "scale",
+    "sigmoid",
+    "silu",
+    "sub",
+    "tanh",
+]
 
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 _GELU = (
@@ -43,8 +55,13 @@ def _infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DTy
     return first.shape, dtype
 
 
-def _op(name: str, expression: str, reference: Callable[..., np.ndarray]) -> None:
-    register(OpDef(name, _infer, reference, expression=expression))
+def elementwise_op(name: str, expression: str, reference: Callable[..., np.ndarray]) -> OpDef:
+    """Register an elementwise op.
+
+    ``expression`` is kernel source over ``{0}``, ``{1}``... and the op's attributes by name;
+    ``reference(*arrays, **attrs)`` is its meaning in NumPy, float32 in and out.
+    """
+    return register(OpDef(name, _infer, reference, expression=expression))
 
 
 def _erf(x: np.ndarray) -> np.ndarray:
@@ -67,16 +84,16 @@ def _np_sigmoid(x: np.ndarray) -> np.ndarray:
         return (1 / (1 + np.exp(-x.astype(np.float64)))).astype(x.dtype)
 
 
-_op("add", "{0} + {1}", np.add)
-_op("sub", "{0} - {1}", np.subtract)
-_op("mul", "{0} * {1}", np.multiply)
-_op("relu", "maximum({0}, 0.0)", lambda x: np.maximum(x, 0))
-_op("tanh", "tanh({0})", np.tanh)
-_op("sigmoid", "sigmoid({0})", _np_sigmoid)
-_op("silu", "{0} * sigmoid({0})", lambda x: (x * _np_sigmoid(x)).astype(x.dtype))
-_op("gelu", _GELU, _np_gelu)
-_op("gelu_erf", f"0.5 * {{0}} * (1.0 + erf({{0}} * {math.sqrt(0.5)!r}))", _np_gelu_erf)
-_op("scale", "{0} * {factor}", lambda x, factor: x * np.float32(factor))
+elementwise_op("add", "{0} + {1}", np.add)
+elementwise_op("sub", "{0} - {1}", np.subtract)
+elementwise_op("mul", "{0} * {1}", np.multiply)
+elementwise_op("relu", "maximum({0}, 0.0)", lambda x: np.maximum(x, 0))
+elementwise_op("tanh", "tanh({0})", np.tanh)
+elementwise_op("sigmoid", "sigmoid({0})", _np_sigmoid)
+elementwise_op("silu", "{0} * sigmoid({0})", lambda x: (x * _np_sigmoid(x)).astype(x.dtype))
+elementwise_op("gelu", _GELU, _np_gelu)
+elementwise_op("gelu_erf", f"0.5 * {{0}} * (1.0 + erf({{0}} * {math.sqrt(0.5)!r}))", _np_gelu_erf)
+elementwise_op("scale", "{0} * {factor}", lambda x, factor: x * np.float32(factor))
 
 
 def add(x: Node, y: Node) -> Node:

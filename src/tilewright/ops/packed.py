@@ -36,6 +36,7 @@ from tilewright.errors import ShapeError, UnsupportedError
 from tilewright.runtime.buffers import Buffer, empty
 
 __all__ = [
+    "BLOCK_SIZES",
     "PANEL",
     "PackedMatrix",
     "RowReader",
@@ -53,7 +54,7 @@ RowReader = Callable[[int, int], np.ndarray]
 _CHUNK_BYTES = 1 << 20
 
 # ggml type -> (values per block, bytes per block)
-_BLOCKS: Mapping[str, tuple[int, int]] = {
+BLOCK_SIZES: Mapping[str, tuple[int, int]] = {
     "F32": (1, 4),
     "F16": (1, 2),
     "BF16": (1, 2),
@@ -76,11 +77,11 @@ def block_layout(type: str) -> tuple[int, int]:
 
     Raises :class:`UnsupportedError` for any other type.
     """
-    if type.upper() not in _BLOCKS:
+    if type.upper() not in BLOCK_SIZES:
         raise UnsupportedError(
-            f"no kernel reads tensors of type {type.upper()}; readable: {', '.join(_BLOCKS)}"
+            f"no kernel reads tensors of type {type.upper()}; readable: {', '.join(BLOCK_SIZES)}"
         )
-    return _BLOCKS[type.upper()]
+    return BLOCK_SIZES[type.upper()]
 
 
 @dataclass(frozen=True)
