@@ -338,8 +338,9 @@ def dot4_value(ctx: Context, left: DType, right: DType, acc: str, a: str, b: str
     """``acc`` plus the sum of four byte products per lane, exact in int32 (wrapping)."""
     if left is i32 and right is u32:
         left, right, a, b = right, left, b, a
-    if _vnni_width(ctx, w):
-        return _dot4_vnni(ctx, left, right, acc, a, b, w)
+    # Unsigned by unsigned has no instruction, and LLVM 22 never ends on the detour over vpdpbusd.
+    if right is i32 and _vnni_width(ctx, w):
+        return _dot4_vnni(ctx, left, acc, a, b, w)
     return _dot4_plain(ctx, left, right, acc, a, b, w)
 
 
@@ -350,9 +351,7 @@ def _vnni_width(ctx: Context, width: int) -> bool:
     return machine.has_avx_vnni and width in (4, 8)
 
 
-def _dot4_vnni(
-    ctx: Context, left: DType, right: DType, acc: str, a: str, b: str, width: int
-) -> str:
+def _dot4_vnni(ctx: Context, left: DType, acc: str, a: str, b: str, width: int) -> str:
     em = ctx.em
     type = vec("i32", width)
     if left is i32:
@@ -363,13 +362,6 @@ def _dot4_vnni(
         less = em.op(f"shl {type} {total}, {literal_all(7, width)}")
         acc = em.op(f"sub {type} {acc}, {less}")
         return _vpdpbusd(ctx, acc, a, b, width)
-    if right is u32:
-        # Unsigned times unsigned: the right bytes as signed are 128 too small.
-        ones = literal_all(0x01010101, width)
-        b = em.op(f"xor {type} {b}, {literal_all(0x80808080, width)}")
-        total = _vpdpbusd(ctx, literal_all(0, width), a, ones, width)
-        more = em.op(f"shl {type} {total}, {literal_all(7, width)}")
-        acc = em.op(f"add {type} {acc}, {more}")
     return _vpdpbusd(ctx, acc, a, b, width)
 
 
@@ -391,9 +383,17 @@ def _vpdpbusd(ctx: Context, acc: str, a: str, b: str, width: int) -> str:
 def _dot4_plain(
     ctx: Context, left: DType, right: DType, acc: str, a: str, b: str, width: int
 ) -> str:
-    """Even and odd bytes as i16 pairs: LLVM makes each pair product one vpmaddwd where it exists."""
     em = ctx.em
     type = vec("i32", width)
+    pairs = _pair_product(ctx, width)
+    if pairs:
+        # Even and odd bytes as i16: each vpmaddwd multiplies and adds two of them, exactly.
+        total = acc
+        many = vec("i16", 2 * width)
+        for half in ("even", "odd"):
+            x, y = _i16_bytes(ctx, a, left, half, width), _i16_bytes(ctx, b, right, half, width)
+            total = em.op(f"add {type} {total}, {em.call(pairs, type, [(many, x), (many, y)])}")
+        return total
     total = acc
     for shift in (0, 8, 16, 24):
         x = _byte(ctx, a, shift, left, width)
@@ -401,6 +401,35 @@ def _dot4_plain(
         product = em.op(f"mul {type} {x}, {y}")
         total = em.op(f"add {type} {total}, {product}")
     return total
+
+
+def _pair_product(ctx: Context, width: int) -> str:
+    """The intrinsic for vpmaddwd on ``width`` results, if the machine has it."""
+    machine = ctx.machine
+    if machine.arch != "x86_64":
+        return ""
+    known = {4: "sse2.pmadd.wd"}
+    if machine.has_avx2:
+        known[8] = "avx2.pmadd.wd"
+    if machine.has_avx512:
+        known[16] = "avx512.pmaddw.d.512"
+    return f"llvm.x86.{known[width]}" if width in known else ""
+
+
+def _i16_bytes(ctx: Context, value: str, dtype: DType, half: str, width: int) -> str:
+    """Bytes 0 and 2 (even) or 1 and 3 (odd) of every lane as i16 pairs."""
+    em = ctx.em
+    key = ("bytes", half, value, dtype)
+    found = em.recall(key)
+    if found is None:
+        many = vec("i16", 2 * width)
+        found = em.op(f"bitcast {vec('i32', width)} {value} to {many}")
+        eight = "splat (i16 8)"
+        if half == "even":
+            found = em.op(f"shl {many} {found}, {eight}")
+        found = em.op(f"{'ashr' if dtype is i32 else 'lshr'} {many} {found}, {eight}")
+        em.remember(key, found)
+    return str(found)
 
 
 def _byte(ctx: Context, value: str, shift: int, dtype: DType, width: int) -> str:
