@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 import time
 import types
 from dataclasses import dataclass
@@ -45,6 +46,33 @@ def test_public_names():
     for name in lang.__all__:
         value = getattr(lang, name)
         assert isinstance(value, float) or value.__doc__, name
+
+
+def test_python_names_keep_their_meaning_outside_kernels():
+    assert lang.sum([1, 2, 3]) == 6
+    assert lang.sum([[1], [2]], []) == [1, 2]
+    assert lang.max("ab", key=ord) == "b"
+    assert lang.min([], default=7) == 7
+    assert lang.min(3, 2) == 2
+    assert lang.any(v > 1 for v in (1, 2))
+    assert not lang.all([1, 0])
+    assert lang.round(2.567, 1) == 2.6
+    assert isinstance(lang.round(2.5), int)
+    assert lang.abs(-3) == 3
+    assert lang.pow(2, 3) == 8
+    assert list(lang.range(1, 7, 2)) == [1, 3, 5]
+
+
+def test_the_example_in_the_docstring_works():
+    doc = lang.__doc__
+    assert doc is not None
+    lines = doc.split("@tilewright.kernel\n")[1].split("\n\n")[0]
+    function = KernelFunction.from_source(textwrap.dedent(lines), "rms_norm", NAMES)
+    x = np.random.default_rng(0).standard_normal((3, 21)).astype(np.float32)
+    w, y = x[0] + 1, np.zeros_like(x)
+    function.interpret(3)(x, w, y, 1e-5, BLOCK=8)
+    want = x / np.sqrt((x.astype("d") ** 2).mean(1, keepdims=True) + 1e-5) * w
+    np.testing.assert_allclose(y, want, rtol=1e-5)
 
 
 def test_default_typing_of_arrays():

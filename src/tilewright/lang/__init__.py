@@ -13,6 +13,34 @@ A kernel describes one program instance; a grid runs many::
         scale = rsqrt(sum(total) / n + eps)
         for j in range(0, n, BLOCK):
             y[row, j : j + BLOCK] = x[row, j : j + BLOCK] * scale * weight[j : j + BLOCK]
+
+Parameters. ``Array`` is memory, ``Arrays`` a tuple of arrays (``for e in unroll(extras)``,
+``len(extras)``), a dtype such as ``f32`` a runtime scalar, ``Const`` (or ``Inline``) anything known
+at compile time: a number, a string, a dtype, a function, a dataclass of those.
+
+Windows. ``x[i, j : j + N]`` reads a tile; starts may be runtime values, lengths are constants that
+the parser finds by itself (``i * N : (i + 1) * N``). ``x[ids, 0:4]`` with an integer tile gathers,
+as a target it scatters. Nothing outside an array is read or written: windows read zero there, or
+``load(x[i, j : j + N], fill=-inf)``. Negative indices are outside too; they do not wrap around.
+
+Tiles are values: ``t[0] = 1`` is refused, ``where(...)`` and ``scratch`` serve. Their shapes and
+indices are compile-time constants (``t[:, None]``, ``t[0:8]``, ``t[..., ::2]``, ``t.T``).
+
+Dtypes. Two dtypes meet by :func:`tilewright.dtypes.promote`: a float wins over any integer and keeps
+its width. Python numbers are weak: they take the dtype of the tile beside them (a float beside an
+integer tile makes f32), alone they become i64 or f32 once they must be a tile. Integers divide to
+f32. Stores convert by themselves, except from float to integer: say ``.to(i32)``.
+
+Control flow. ``for ... in range(...)`` runs at run time, ``unroll(...)`` at compile time, where the
+variable is a Python number. ``if``, conditional expressions, ``and``, ``or`` and ``not`` decide at
+compile time when they can, else at run time, on scalars. Loops carry the variables that they
+change; these keep their dtype and shape. ``return`` is fine anywhere but inside a runtime loop,
+``break`` and ``continue`` in ``unroll``. Functions, nested functions and lambdas are inlined, so
+recursion must end at compile time. ``print`` and ``breakpoint`` work when a kernel is interpreted
+(``kernel.interpret(grid)(...)``) and vanish when it is compiled.
+
+Numbers are what :mod:`tilewright.lang.ir` says: every op rounds to its own dtype, in the order that
+is written, and an FMA is written ``fma`` or ``dot``.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ from tilewright.lang.elementwise import (
     trunc,
     where,
 )
-from tilewright.lang.engine import builtin, current
+from tilewright.lang.engine import active, builtin, current
 from tilewright.lang.ir import ArrayType, TileType
 from tilewright.lang.movement import (
     as_shape,
@@ -187,11 +187,14 @@ class Unrolled:
 
 
 @builtin
-def range(*bounds: Any) -> Range:
+def range(*bounds: Any) -> Any:
     """``range(stop)``, ``range(start, stop)`` or ``range(start, stop, step)``: a runtime loop.
 
-    Bounds are integers or integer scalars. A step of zero or less runs no iteration.
+    Bounds are integers or integer scalars. A runtime step of zero or less runs no iteration.
+    Outside of kernels this is Python's ``range``.
     """
+    if not active():
+        return python.range(*bounds)
     if not 1 <= len(bounds) <= 3:
         raise KernelError(f"range wants one to three arguments, got {len(bounds)}")
     for bound in bounds:

@@ -174,9 +174,13 @@ def trunc(x: Any) -> Tile:
 
 
 @builtin
-def round(x: Any) -> Any:
+def round(x: Any, digits: int | None = None) -> Any:
     """The nearest integer, ties to even, in ``x``'s dtype."""
-    return python.round(x) if is_number(x) else _rounding("round", x)
+    if isinstance(x, Tile):
+        if digits is not None:
+            raise KernelError("round(tile) takes no number of digits: round(x * 100) / 100")
+        return _rounding("round", x)
+    return python.round(x, digits)
 
 
 @builtin

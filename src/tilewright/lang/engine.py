@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tilewright.lang.ir import ArrayType, TileType
     from tilewright.lang.tile import Tile
 
-__all__ = ["Engine", "activate", "builtin", "current"]
+__all__ = ["Engine", "activate", "active", "builtin", "current"]
 
 
 class Engine(Protocol):
@@ -71,6 +71,11 @@ def current() -> Engine:
             "tile functions work only inside a kernel: "
             "decorate the function with @tilewright.kernel and launch it with kernel[grid](...)"
         ) from None
+
+
+def active() -> bool:
+    """Whether a kernel is being parsed or interpreted."""
+    return _CURRENT.get(None) is not None
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def sum(x: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
     """The sum over ``axis`` (all axes when ``None``). f16 and bf16 are added in f32 and rounded
     once; bools and integers under 32 bits give i32 or u32."""
     if not isinstance(x, Tile):
-        return _python("sum", x)
+        return fold(python.sum, x, 0 if axis is None else axis)
     return _summed("sum", x, axis, keepdims)
 
 
@@ -80,16 +80,13 @@ def prod(x: Any, axis: Any = None, *, keepdims: bool = False) -> Tile:
     return _summed("prod", x, axis, keepdims)
 
 
-def _python(name: str, *args: Any) -> Any:
-    """Python's own function, for host values that meet a shadowed name."""
-    return fold(getattr(python, name), *args)
-
-
-def _extreme(fn: str, args: tuple[Any, ...], axis: Any, keepdims: bool) -> Any:
+def _extreme(
+    fn: str, args: tuple[Any, ...], axis: Any, keepdims: bool, host: dict[str, Any]
+) -> Any:
     if len(args) == 1 and isinstance(args[0], Tile):
         return _reduce(fn, args[0], axis, keepdims)
     if not python.any(isinstance(a, Tile) for a in args):
-        return _python(fn, *args)
+        return fold(lambda: getattr(python, fn)(*args, **host))
     if len(args) == 2 and isinstance(args[0], Tile) and args[0].shape and type(args[1]) is int:
         raise KernelError(
             f"{fn}(tile, {args[1]}) can be read in two ways: "
@@ -102,15 +99,15 @@ def _extreme(fn: str, args: tuple[Any, ...], axis: Any, keepdims: bool) -> Any:
 
 
 @builtin
-def max(*args: Any, axis: Any = None, keepdims: bool = False) -> Any:
+def max(*args: Any, axis: Any = None, keepdims: bool = False, **host: Any) -> Any:
     """``max(x, axis=...)``: the largest element (NaN wins). ``max(x, y)``: :func:`maximum`."""
-    return _extreme("max", args, axis, keepdims)
+    return _extreme("max", args, axis, keepdims, host)
 
 
 @builtin
-def min(*args: Any, axis: Any = None, keepdims: bool = False) -> Any:
+def min(*args: Any, axis: Any = None, keepdims: bool = False, **host: Any) -> Any:
     """``min(x, axis=...)``: the smallest element (NaN wins). ``min(x, y)``: :func:`minimum`."""
-    return _extreme("min", args, axis, keepdims)
+    return _extreme("min", args, axis, keepdims, host)
 
 
 def _as_bool(x: Tile) -> Tile:
@@ -120,13 +117,17 @@ def _as_bool(x: Tile) -> Tile:
 @builtin
 def any(x: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
     """Whether any element is true (not zero)."""
-    return _reduce("any", _as_bool(x), axis, keepdims) if isinstance(x, Tile) else _python("any", x)
+    if not isinstance(x, Tile):
+        return python.any(x)
+    return _reduce("any", _as_bool(x), axis, keepdims)
 
 
 @builtin
 def all(x: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
     """Whether all elements are true (not zero)."""
-    return _reduce("all", _as_bool(x), axis, keepdims) if isinstance(x, Tile) else _python("all", x)
+    if not isinstance(x, Tile):
+        return python.all(x)
+    return _reduce("all", _as_bool(x), axis, keepdims)
 
 
 @builtin
