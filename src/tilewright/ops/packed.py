@@ -22,6 +22,10 @@ other      ``raw`` u8 (n, row_bytes): the file's rows, dequantised where they ar
 Rows past n in the last panel are zero. Block layouts follow ``ggml-common.h``.
 """
 
+# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-incomplete-defs=False
+# mypy: disable-error-code="valid-type,call-overload"
+# (the bodies of kernels are checked by the kernel language)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,9 +35,11 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.dtypes import DType, bf16, f16, f32, i8, to_float32, u8, u32
+from tilewright.dtypes import DType, bf16, f16, f32, i8, to_float32, u8, u16, u32
 from tilewright.errors import ShapeError, UnsupportedError
+from tilewright.lang import Array, program_id
 from tilewright.runtime.buffers import Buffer, empty
+from tilewright.runtime.launch import kernel
 
 __all__ = [
     "BLOCK_SIZES",
@@ -122,7 +128,7 @@ class PackedMatrix:
 
 def packed_formats() -> tuple[str, ...]:
     """The formats that have kernels of their own."""
-    return tuple(_PACKERS)
+    return tuple(_PLANES)
 
 
 def pack(sources: Sequence[tuple[int, RowReader]], type: str, k: int) -> PackedMatrix:
@@ -143,13 +149,16 @@ def pack(sources: Sequence[tuple[int, RowReader]], type: str, k: int) -> PackedM
     row_bytes = k // block * block_bytes
     n = sum(rows for rows, _ in sources)
     fmt = type.lower()
-    if fmt not in _PACKERS:
+    if fmt not in _PLANES:
         return raw_rows(sources, type, k)
 
     panels = -(-n // PANEL)
     planes = {
         name: empty(dtype, (panels, k // per, PANEL)).fix() for name, dtype, per in _PLANES[fmt]
     }
+    if fmt in ("f32", "f16", "bf16"):
+        _pack_plain(sources, planes)
+        return PackedMatrix(fmt, n, k, planes)
     views = {name: p.numpy() for name, p in planes.items()}
     packer = _PACKERS[fmt]
     step = max(1, _CHUNK_BYTES // (row_bytes * PANEL))
@@ -190,6 +199,32 @@ def raw_rows(sources: Sequence[tuple[int, RowReader]], type: str, k: int) -> Pac
             view[start + r : start + stop] = _read(reader, r, stop, row_bytes)
         start += rows
     return PackedMatrix(type.lower(), view.shape[0], k, {"raw": raw})
+
+
+@kernel
+def interleave(rows: Array, out: Array):
+    """rows (32 * panels, K) -> out (panels, K, 32), one panel per program."""
+    panel = program_id(0)
+    for k in range(0, rows.shape[1], 16):
+        out[panel, k : k + 16, 0:32] = rows[panel * 32 : panel * 32 + 32, k : k + 16].T
+
+
+def _pack_plain(sources: Sequence[tuple[int, RowReader]], planes: Mapping[str, Buffer]) -> None:
+    """Pack plain numbers by the tile kernel: NumPy transposes them at a third of the speed."""
+    plane = planes["w"]
+    bits = plane.view(plane.shape, plane.strides, 0, {4: u32, 2: u16}[plane.dtype.nbytes])
+    panels, k, _ = plane.shape
+    row_bytes = k * plane.dtype.nbytes
+    step = max(1, _CHUNK_BYTES // (row_bytes * PANEL))
+    for first in range(0, panels, step):
+        count = min(step, panels - first)
+        rows = np.ascontiguousarray(_gather(sources, first * PANEL, count * PANEL, row_bytes)).view(
+            bits.dtype.storage
+        )
+        if rows.ctypes.data % bits.dtype.nbytes:
+            rows = rows.copy()
+        size = (count, k, PANEL)
+        interleave[(count,)](rows, bits.view(size, bits.strides, first * bits.strides[0]))
 
 
 def _read(reader: RowReader, start: int, stop: int, row_bytes: int) -> np.ndarray:
@@ -246,11 +281,6 @@ def _interleave(field: np.ndarray, dtype: type[np.generic], out: np.ndarray, fli
     out[...] = words.reshape(rows // PANEL, PANEL, -1).transpose(0, 2, 1)
 
 
-def _pack_plain(rows: np.ndarray, out: Planes) -> None:
-    w = out["w"]
-    _interleave(rows, w.dtype.type, w)
-
-
 def _pack_q8_0(rows: np.ndarray, out: Planes) -> None:
     blocks = rows.reshape(rows.shape[0], -1, 34)
     _interleave(blocks[:, :, :2], np.float16, out["d"])
@@ -284,9 +314,6 @@ def _pack_q6_k(rows: np.ndarray, out: Planes) -> None:
 
 
 _PACKERS: Mapping[str, Callable[[np.ndarray, Planes], None]] = {
-    "f32": _pack_plain,
-    "f16": _pack_plain,
-    "bf16": _pack_plain,
     "q8_0": _pack_q8_0,
     "q4_0": _pack_q4_0,
     "q4_k": _pack_q4_k,
