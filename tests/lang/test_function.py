@@ -223,9 +223,9 @@ def test_fingerprint_and_signature_are_fast():
     def best(fn: Any) -> float:
         times = []
         for _ in range(50):
-            start = time.perf_counter()
+            start = time.thread_time()
             fn()
-            times.append(time.perf_counter() - start)
+            times.append(time.thread_time() - start)
         return min(times)
 
     assert best(lambda: KERNEL.fingerprint(signature)) < 200e-6
@@ -240,9 +240,9 @@ def test_parsing_is_fast():
     assert 200 < len(list(function.ir(signature).body.walk())) < 400
     best = 1.0
     for _ in range(10):
-        start = time.perf_counter()
+        start = time.thread_time()
         function.ir(signature)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.thread_time() - start)
     assert best < 0.02  # a few milliseconds on an idle machine
 
 

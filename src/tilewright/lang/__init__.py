@@ -26,10 +26,10 @@ as a target it scatters. Nothing outside an array is read or written: windows re
 Tiles are values: ``t[0] = 1`` is refused, ``where(...)`` and ``scratch`` serve. Their shapes and
 indices are compile-time constants (``t[:, None]``, ``t[0:8]``, ``t[..., ::2]``, ``t.T``).
 
-Dtypes. Two dtypes meet by :func:`tilewright.dtypes.promote`: a float wins over any integer and keeps
-its width. Python numbers are weak: they take the dtype of the tile beside them (a float beside an
-integer tile makes f32), alone they become i64 or f32 once they must be a tile. Integers divide to
-f32. Stores convert by themselves, except from float to integer: say ``.to(i32)``.
+Dtypes. Two dtypes meet by :func:`tilewright.dtypes.promote`: a float wins over any integer and
+keeps its width. Python numbers are weak: they take the dtype of the tile beside them (a float
+beside an integer tile makes f32), alone they become i64 or f32 once they must be a tile. Integers
+divide to f32. Stores convert by themselves, except from float to integer: say ``.to(i32)``.
 
 Control flow. ``for ... in range(...)`` runs at run time, ``unroll(...)`` at compile time, where the
 variable is a Python number. ``if``, conditional expressions, ``and``, ``or`` and ``not`` decide at

@@ -68,14 +68,14 @@ class Expressions(Caller):
 
     def eval(self, node: ast.expr) -> Any:
         """The value of ``node``: a tile, an array or a compile-time Python object."""
-        method = getattr(self, "eval_" + type(node).__name__, None)
+        method = _METHODS.get(type(node))
         try:
             if method is None:
-                wanted = _WANTED.get(type(node))
+                kind = type(node).__name__
                 raise KernelError(
-                    wanted or f"{type(node).__name__} is not part of the kernel language"
+                    _WANTED.get(type(node), f"{kind} is not part of the kernel language")
                 )
-            return method(node)
+            return method(self, node)
         except LocatedError:
             raise
         except KernelError as error:
@@ -288,3 +288,10 @@ def is_compile_time(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return all(is_compile_time(v) for v in value)
     return is_number(value) or not isinstance(value, (Tile, Array, Unbound))
+
+
+_METHODS: Final[dict[type, Callable[[Expressions, Any], Any]]] = {
+    getattr(ast, name.removeprefix("eval_")): method
+    for name, method in vars(Expressions).items()
+    if name.startswith("eval_")
+}

@@ -67,6 +67,7 @@ _SYMBOL: Final = {
     "eq": "==",
     "ne": "!=",
 }
+_PLAIN: Final = frozenset(("add", "sub", "mul", "min", "max"))
 _KEEPS: Final = {"add": 0, "or": 0, "mul": 1}
 _BITWISE: Final = frozenset(("and", "or", "xor"))
 _SHIFTS: Final = frozenset(("shl", "shr"))
@@ -422,6 +423,14 @@ def binary(name: str, x: Any, y: Any) -> Tile:
     ``/`` on integers gives f32; ``//`` and ``%`` on floats are ``floor(x / y)`` and
     ``x - floor(x / y) * y``, each op rounded; arithmetic on two bools is done in i64.
     """
+    if (
+        name in _PLAIN
+        and type(x) is Tile
+        and type(y) is Tile
+        and x.dtype is y.dtype is not boolean
+        and x.shape == y.shape
+    ):  # most of what kernels say
+        return current().emit(name, (x, y), (x.type,))[0]
     what = _SYMBOL.get(name, name)
     _operands(what, x, y)
     dtype = common_dtype((x, y))
