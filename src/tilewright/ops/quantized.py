@@ -30,6 +30,7 @@ from tilewright.lang import (
     Arrays,
     Const,
     Inline,
+    bitcast,
     dot4,
     expand_dims,
     fma,
@@ -130,9 +131,12 @@ def quantize_reference(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def quantize_block(v):
     """(q i8 (n, 32), d f32 (n,), s i32 (n,), h i32 (n,)) of an f32 tile (n, 32); inline."""
-    amax = tl.max(tl.abs(v), axis=1)
+    # as integers, the bits of absolute values have the same order, with NaN on top
+    bits = tl.max(bitcast(v, i32) & 0x7FFFFFFF, axis=1)
+    amax = bitcast(bits, f32)
     inverse = where(amax > TINY, 127.0 / amax, 0.0)
-    wide = tl.round(v * expand_dims(inverse, 1)).to(i32)
+    # adding 1.5 * 2^23 rounds to an integer, half to even, and leaves it in the low bits
+    wide = bitcast(v * expand_dims(inverse, 1) + 12582912.0, i32) - 0x4B400000
     d = where(amax <= TINY, 0.0, amax / 127.0)  # a NaN stays one
     return wide.to(i8), d, tl.sum(wide, axis=1), tl.sum(wide[:, 0:16], axis=1)
 
