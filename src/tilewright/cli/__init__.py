@@ -23,7 +23,10 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a character shows its code
             stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = _show_warning
-    build()(prog_name="tilewright")
+    try:
+        build()(prog_name="tilewright")
+    except KeyboardInterrupt:  # while the commands were being imported
+        sys.exit(130)
 
 
 def build() -> Any:

@@ -16,23 +16,37 @@ __all__ = ["bench"]
 
 def bench(
     file: Annotated[
-        Path | None, typer.Argument(help="A GGUF file; without one, the model that ships inside.")
+        Path | None,
+        typer.Argument(
+            metavar="FILE", help="A GGUF file; without one, the model that ships inside."
+        ),
     ] = None,
     prompt: Annotated[
-        int, typer.Option("-p", "--prompt-tokens", min=0, help="Tokens to prefill; 0: skip.")
+        int,
+        typer.Option(
+            "-p", "--prompt-tokens", metavar="N", min=0, help="Tokens to prefill; 0: skip."
+        ),
     ] = 512,
     generate: Annotated[
-        int, typer.Option("-n", "--tokens", min=0, help="Tokens to decode; 0: skip.")
+        int, typer.Option("-n", "--tokens", metavar="N", min=0, help="Tokens to decode; 0: skip.")
     ] = 128,
     threads: Annotated[
         int | None,
-        typer.Option("-t", "--threads", min=1, help="Worker threads.  [default: one per core]"),
+        typer.Option(
+            "-t", "--threads", metavar="N", min=1, help="Worker threads.  [default: one per core]"
+        ),
     ] = None,
     repetitions: Annotated[
-        int, typer.Option("-r", "--repetitions", min=1, help="Repetitions after a warm-up.")
+        int,
+        typer.Option(
+            "-r", "--repetitions", metavar="N", min=1, help="Repetitions after a warm-up."
+        ),
     ] = 5,
     depth: Annotated[
-        int, typer.Option("-d", "--depth", min=1, help="Tokens in the context before decoding.")
+        int,
+        typer.Option(
+            "-d", "--depth", metavar="N", min=1, help="Tokens in the context before decoding."
+        ),
     ] = 128,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:

@@ -63,9 +63,14 @@ class Progress:
         if not self.enabled or now - self._shown < 0.1:
             return
         self._shown = now
-        self._dirty = True
-        sys.stderr.write(f"\r{what} {fraction:4.0%}\x1b[K")
-        sys.stderr.flush()
+        self.say(f"{what} {fraction:4.0%}")
+
+    def say(self, text: str) -> None:
+        """Show ``text`` until something else is shown."""
+        if self.enabled:
+            self._dirty = True
+            sys.stderr.write(f"\r{text}\x1b[K")
+            sys.stderr.flush()
 
     def done(self) -> None:
         """Take the line away."""

@@ -20,11 +20,15 @@ __all__ = ["inspect"]
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.")],
     context: Annotated[
         int | None,
         typer.Option(
-            "-c", "--context", min=1, help="For the plan.  [default: the model's, up to 4096]"
+            "-c",
+            "--context",
+            metavar="N",
+            min=1,
+            help="For the plan.  [default: the model's, up to 4096]",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object.")] = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sys
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tilewright.cli.common import error_line, load_model
+from tilewright.cli.common import Progress, error_line, load_model
 from tilewright.errors import ContextLengthError, TilewrightError, UnsupportedError
 from tilewright.generate.model import Generation, Model
 from tilewright.generate.sampling import SamplingParams
@@ -22,53 +23,87 @@ __all__ = ["run"]
 
 def run(
     model: Annotated[
-        Path | None, typer.Argument(help="A GGUF file; without one, the model that ships inside.")
+        Path | None,
+        typer.Argument(
+            metavar="FILE", help="A GGUF file; without one, the model that ships inside."
+        ),
     ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option("-p", "--prompt", help="Text to continue; without it, prompts in a loop."),
+        typer.Option(
+            "-p",
+            "--prompt",
+            metavar="TEXT",
+            help="Text to continue; without it, prompts in a loop.",
+        ),
     ] = None,
     max_tokens: Annotated[
         int,
         typer.Option(
-            "-n", "--max-tokens", min=-1, help="Tokens at most; -1: until the model ends."
+            "-n",
+            "--max-tokens",
+            metavar="N",
+            min=-1,
+            help="Tokens at most; -1: until the model ends.",
         ),
     ] = 256,
     context: Annotated[
         int | None,
         typer.Option(
-            "-c", "--context", min=1, help="Context in tokens.  [default: the model's, up to 4096]"
+            "-c",
+            "--context",
+            metavar="N",
+            min=1,
+            help="Context in tokens.  [default: the model's, up to 4096]",
         ),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option("-t", "--threads", min=1, help="Worker threads.  [default: one per core]"),
+        typer.Option(
+            "-t", "--threads", metavar="N", min=1, help="Worker threads.  [default: one per core]"
+        ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option("-s", "--seed", min=0, help="Same seed, same text.  [default: a fresh one]"),
+        typer.Option(
+            "-s", "--seed", metavar="S", min=0, help="Same seed, same text.  [default: a fresh one]"
+        ),
     ] = None,
     temperature: Annotated[
-        float, typer.Option("--temp", help="0 takes the likeliest token every time.")
+        float, typer.Option("--temp", metavar="T", help="0 takes the likeliest token every time.")
     ] = 0.8,
-    top_k: Annotated[int, typer.Option("--top-k", help="Among the K likeliest; 0: all.")] = 40,
+    top_k: Annotated[
+        int, typer.Option("--top-k", metavar="K", help="Among the K likeliest; 0: all.")
+    ] = 40,
     top_p: Annotated[
-        float, typer.Option("--top-p", help="Among the likeliest that make up P; 1: all.")
+        float,
+        typer.Option("--top-p", metavar="P", help="Among the likeliest that make up P; 1: all."),
     ] = 0.95,
     min_p: Annotated[
-        float, typer.Option("--min-p", help="At least P times as likely as the best; 0: any.")
+        float,
+        typer.Option(
+            "--min-p", metavar="P", help="At least P times as likely as the best; 0: any."
+        ),
     ] = 0.05,
     repeat_penalty: Annotated[
-        float, typer.Option("--repeat-penalty", help="Divides logits of recent tokens; 1: off.")
+        float,
+        typer.Option(
+            "--repeat-penalty", metavar="R", help="Divides logits of recent tokens; 1: off."
+        ),
     ] = 1.0,
     presence_penalty: Annotated[
-        float, typer.Option("--presence-penalty", help="Subtracted from recent tokens; 0: off.")
+        float,
+        typer.Option(
+            "--presence-penalty", metavar="R", help="Subtracted from recent tokens; 0: off."
+        ),
     ] = 0.0,
     frequency_penalty: Annotated[
-        float, typer.Option("--frequency-penalty", help="The same per occurrence; 0: off.")
+        float,
+        typer.Option("--frequency-penalty", metavar="R", help="The same per occurrence; 0: off."),
     ] = 0.0,
     stop: Annotated[
-        list[str] | None, typer.Option("--stop", help="Stop before this text (repeatable).")
+        list[str] | None,
+        typer.Option("--stop", metavar="TEXT", help="Stop before this text (repeatable)."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object per answer, no echo of the prompt.")
@@ -121,16 +156,20 @@ def _answer(generation: Generation, prompt: str, as_json: bool, echo: str = "") 
     """Print an answer as it comes; whether Ctrl-C ended it."""
     pieces: list[str] = []
     interrupted = False
+    progress = Progress(enabled=not as_json)
     try:
-        if not as_json:
-            print(echo, end="", flush=True)
-        for piece in generation:
+        progress.say("reading the prompt (a first run also compiles kernels)")
+        first = next(generation, "")
+        progress.done()
+        for piece in itertools.chain((echo, first), generation):
             pieces.append(piece)
             if not as_json:
                 print(piece, end="", flush=True)
     except KeyboardInterrupt:
         interrupted = True
         generation.close()
+    finally:
+        progress.done()
     reason = "interrupted" if interrupted else generation.reason
     t = generation.timings
     prompt_rate = t.prompt_tokens / t.prompt_seconds if t.prompt_seconds else 0.0
@@ -138,7 +177,7 @@ def _answer(generation: Generation, prompt: str, as_json: bool, echo: str = "") 
     if as_json:
         report = {
             "prompt": prompt,
-            "text": "".join(pieces),
+            "text": "".join(pieces[1:]),
             "ids": generation.ids,
             "reason": reason,
             "prompt_tokens": t.prompt_tokens,
