@@ -38,7 +38,10 @@ def _verify_block(block: Block, outer: set[Value]) -> None:
         for operand in op.operands:
             if operand not in known:
                 raise _bad(op, "uses a value that is not defined before it")
-        problem = _check(op)
+        try:
+            problem = _check(op)
+        except ValueError as error:  # shapes that do not broadcast
+            problem = str(error)
         if problem:
             raise _bad(op, problem)
         for inner in op.blocks:
