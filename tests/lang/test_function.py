@@ -323,7 +323,8 @@ def test_interpreting_with_explicit_types_and_buffers():
 def test_import_is_light():
     code = (
         "import sys, tilewright.lang; "
-        "print([m for m in ('llvmlite', 'tokenizers', 'typer', 'torch') if m in sys.modules])"
+        "print([m for m in ('llvmlite', 'tokenizers', 'typer', 'torch', 'tilewright.lang.parse', "
+        "'tilewright.lang.interpret') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -612,6 +613,22 @@ def test_print_and_host_builtins(capsys):
     x, y = np.array([1, 2], np.float32), np.zeros(2, np.float32)
     kernel.interpret(1)(x, y, 0)
     assert capsys.readouterr().out == "v is f32[2] [1. 2.]\n"
+
+
+def test_breakpoint_stops_with_real_values(monkeypatch):
+    seen = []
+
+    def hook():
+        frame = sys._getframe(1)
+        seen.append(frame.f_locals["v"].numpy().tolist())
+
+    monkeypatch.setattr(sys, "breakpointhook", hook)
+    kernel = text(
+        "for j in range(2):\n    v = x[j : j + 2]\n    breakpoint()\n    y[j : j + 2] = v"
+    )
+    x, y = np.array([1, 2, 3], np.float32), np.zeros(3, np.float32)
+    kernel.interpret(1)(x, y, 0)
+    assert seen == [[1, 2], [2, 3]]
 
 
 # --- tuples of arrays ----------------------------------------------------------------------------

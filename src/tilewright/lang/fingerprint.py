@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from tilewright.dtypes import DType
 from tilewright.errors import KernelError
-from tilewright.lang.source import source_lines
+from tilewright.lang.lines import source_lines
 
 __all__ = ["constant_text", "fingerprint"]
 

@@ -15,11 +15,8 @@ import numpy as np
 from tilewright.dtypes import DType, bf16, from_numpy
 from tilewright.errors import KernelError
 from tilewright.lang.array import Array
-from tilewright.lang.evaluate import full
 from tilewright.lang.fingerprint import constant_text, fingerprint
-from tilewright.lang.interpret import run
 from tilewright.lang.ir import ArrayType, Function, TileType, Value
-from tilewright.lang.parse import parse
 from tilewright.lang.tile import Tile, is_number, round_float
 
 __all__ = ["Arrays", "Bf16Array", "Const", "Inline", "KernelFunction", "Signature", "bf16_array"]
@@ -296,6 +293,8 @@ class KernelFunction:
 
     def ir(self, signature: Signature) -> Function:
         """The tile IR for ``signature``, verified; :class:`KernelError` shows the user's line."""
+        from tilewright.lang.parse import parse  # a program from the cache needs no parser
+
         params: list[Value] = []
         env: dict[str, Any] = {}
 
@@ -342,6 +341,9 @@ class KernelFunction:
         differs: a variable that starts as a Python integer stays one here for as long as only
         Python integers meet it, where a target makes it an i64 scalar.
         """
+        from tilewright.lang.evaluate import full
+        from tilewright.lang.interpret import run
+
         sizes = normalise_grid(grid)
 
         def interpreted(*args: Any, **kwargs: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from tilewright.errors import KernelError
 from tilewright.lang.ir import Location
+from tilewright.lang.lines import source_lines
 from tilewright.lang.liveness import Facts, analyse
 
 __all__ = ["LocatedError", "Source", "located", "source_of"]
@@ -78,47 +79,6 @@ def _load(code: CodeType, filename: str) -> Source:
         if not isinstance(node, ast.FunctionDef):
             raise KernelError(f"{code.co_name}: a kernel is a plain function (not async)")
     return Source(filename, node, analyse(node))
-
-
-def source_lines(code: CodeType, filename: str) -> tuple[int, list[str]]:
-    """The definition's first line number and its lines, decorators included.
-
-    The end is the last line that has code, plus what is indented below it: the compiler drops
-    dead statements, the syntax tree must not.
-    """
-    linecache.checkcache(filename)
-    everything = linecache.getlines(filename)
-    first = code.co_firstlineno
-    if not everything or first > len(everything):
-        raise KernelError(
-            f"the source of {code.co_name!r} ({filename}) is not available: define the kernel in a "
-            "file, or from text with KernelFunction.from_source"
-        )
-    last = _last_line(code)
-    indent = _indent(everything[first - 1])
-    while last < len(everything):
-        line = everything[last]
-        if line.strip() and _indent(line) <= indent and line.strip()[0] not in ")]}":
-            break
-        last += 1
-    while not everything[last - 1].strip():
-        last -= 1
-    return first, everything[first - 1 : last]
-
-
-def _last_line(code: CodeType) -> int:
-    last = code.co_firstlineno
-    for _, end, _, _ in code.co_positions():
-        if end is not None and end > last:
-            last = end
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            last = max(last, _last_line(constant))
-    return last
-
-
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip())
 
 
 def _find_lambda(code: CodeType, filename: str) -> ast.Lambda:
