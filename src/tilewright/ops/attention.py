@@ -85,14 +85,14 @@ def attention_reference(
 
 
 def _attend_page(
-    qs, scores, mixed, tops, totals, limits, keys, values, page, head, first_key, R, HD, DW
+    qs, scores, mixed, tops, totals, limits, keys, values, page, head, first_key, R, HD, KW, DW
 ):
     """One block of 64 keys for R rows: scratch qs (R, HD) holds the scaled queries, mixed (R, HD)
     the weighted values so far, tops and totals (R,) the running maxima and sums, limits (R,) each
     row's position; scores (R, 64) is working space."""
-    for part in unroll(2):
-        window = keys[page, head, 0:HD, part * 32 : part * 32 + 32]
-        scores[0:R, part * 32 : part * 32 + 32] = dot(qs[0:R, 0:HD], window, zeros((R, 32), f32))
+    for k in unroll(range(0, 64, KW)):
+        window = keys[page, head, 0:HD, k : k + KW]
+        scores[0:R, k : k + KW] = dot(qs[0:R, 0:HD], window, zeros((R, KW), f32))
     columns = arange(0, 64) + first_key
     before = tops[0:R]
     for r in range(R):
@@ -125,6 +125,7 @@ def paged_attention(
     TOKENS: Const,
     HEADS: Const,
     HD: Const,
+    KW: Const,
     DW: Const,
 ):
     """out (T, H, HD) for one tile and one KV head, TOKENS x HEADS query rows at a time.
@@ -170,6 +171,7 @@ def paged_attention(
                     block * 64,
                     R,
                     HD,
+                    KW,
                     DW,
                 )
             for r in range(R):
@@ -211,12 +213,15 @@ def attention_calls(
     n_tiles = int(tiles.shape[0])
     together = _ROWS if group % _ROWS == 0 else group if group < _ROWS else math.gcd(group, _ROWS)
     many = tokens > n_tiles  # some tile has several tokens
+    n_rows = together * (max(1, _ROWS // together) if many else 1)
+    width = 32 if n_rows > 4 else 64  # accumulators that fit the registers: at most 8 x 32
     consts: dict[str, Any] = {
         "G": group,
         "HEADS": together,
-        "TOKENS": max(1, _ROWS // together) if many else 1,
+        "TOKENS": n_rows // together,
         "HD": head_dim,
-        "DW": math.gcd(head_dim, 32),
+        "KW": width,
+        "DW": math.gcd(head_dim, width),
     }
     args = (
         by_heads(q, head_dim),
