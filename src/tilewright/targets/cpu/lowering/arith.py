@@ -9,12 +9,13 @@ as in NumPy.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tilewright.dtypes import DType, bf16, boolean, f16, f32, f64, i64
 from tilewright.lang import ir
 from tilewright.targets.cpu.lowering import half
 from tilewright.targets.cpu.lowering.context import Context, Handler, elementwise, refuse
-from tilewright.targets.cpu.lowering.emit import literal, reg_type, vec
+from tilewright.targets.cpu.lowering.emit import Emitter, literal, reg_type, vec
 from tilewright.targets.cpu.lowering.tile import Tile
 
 __all__ = ["HANDLERS", "binary", "cast_tile", "cast_value", "fma_value"]
@@ -187,8 +188,23 @@ def fma_value(ctx: Context, dtype: DType, x: str, y: str, z: str, width: int) ->
             args = [("double", em.extract("double", v, width, lane)) for v in (x, y, z)]
             lanes.append(em.call("fma", "double", args))
         return em.pack("double", lanes)
-    wide = half.fma_wide(ctx, x, y, z, width)
-    return em.op(f"fptrunc {vec('double', width)} {wide} to {type}")
+    return _emulated_fma(ctx, width, x, y, z)
+
+
+def _emulated_fma(ctx: Context, width: int, *args: str) -> str:
+    """f32 in a function of its own: some thirty instructions are too many to inline everywhere."""
+    name, type = f"tw.fma.{width}", vec("float", width)
+    module = ctx.em.module
+    if not module.has_helper(name):
+        inner = replace(ctx, em=Emitter(module))
+        wide = half.fma_wide(inner, "%x", "%y", "%z", width)
+        out = inner.em.op(f"fptrunc {vec('double', width)} {wide} to {type}")
+        module.helper(
+            name,
+            f"define internal {type} @{name}({type} %x, {type} %y, {type} %z) noinline {{\n"
+            f"{inner.em.body()}\n  ret {type} {out}\n}}",
+        )
+    return ctx.em.call(name, type, [(type, a) for a in args])
 
 
 # --- casts ---
@@ -320,6 +336,8 @@ def _where(ctx: Context, op: ir.Op) -> None:
 
 
 def _cast(ctx: Context, op: ir.Op) -> None:
+    if op.result in ctx.deferred:
+        return
     source, target = op.operands[0].dtype, op.result.dtype
     elementwise(ctx, op, lambda v, w: cast_value(ctx, source, target, v[0], w))
 

@@ -146,7 +146,8 @@ def deferred_loads(fn: ir.Function) -> frozenset[ir.Value]:
             elif op.name == "dot":
                 for value in op.operands[:2]:
                     chain = [value]
-                    if value.op is not None and value.op.name == "cast":
+                    accumulator = op.operands[2].dtype
+                    if value.op and value.op.name == "cast" and value.dtype is accumulator:
                         chain.append(value.op.operands[0])
                     source = chain[-1]
                     if (
