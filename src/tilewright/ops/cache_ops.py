@@ -17,7 +17,7 @@ import numpy as np
 from tilewright.dtypes import DType
 from tilewright.errors import ShapeError
 from tilewright.graph import Node, Shape, shape_of
-from tilewright.lang import Array, Const, program_id
+from tilewright.lang import Array, Const, minimum, program_id
 from tilewright.ops.attention import attention_calls, attention_reference
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.kvcache import PAGE
@@ -193,26 +193,37 @@ def split_heads_kernel(
     HD: Const,
     PAGE: Const,
     INTERLEAVED: Const,
+    ROWS: Const,
 ):
-    """One token per program: rotated queries to out, rotated keys and values to their page."""
-    row = program_id(0)
-    pos = positions[row]
-    page = page_table[sequences[row], pos // PAGE]
-    slot = pos % PAGE
-    for head in range(H):
-        if HALF > 0:
-            rotate_head(q, out, row, head, pos, cos, sin, HALF, HD, INTERLEAVED)
-        else:
-            out[row, head, 0:HD] = q[row, head, 0:HD]
+    """ROWS tokens per program: rotated queries to out, rotated keys and values to their page.
+
+    Keys go token by token within a head: they are neighbours in the page's rows, so a cache line
+    that was fetched for one takes the next ones too.
+    """
+    first = program_id(0) * ROWS
+    last = minimum(first + ROWS, q.shape[0])
+    for row in range(first, last):
+        pos = positions[row]
+        for head in range(H):
+            if HALF > 0:
+                rotate_head(q, out, row, head, pos, cos, sin, HALF, HD, INTERLEAVED)
+            else:
+                out[row, head, 0:HD] = q[row, head, 0:HD]
     for head in range(HKV):
-        store_key(k, keys, row, head, head, page, slot, pos, cos, sin, HALF, HD, INTERLEAVED)
-        values[page, head, slot, 0:HD] = v[row, head, 0:HD]
+        for row in range(first, last):
+            pos = positions[row]
+            page = page_table[sequences[row], pos // PAGE]
+            slot = pos % PAGE
+            store_key(k, keys, row, head, head, page, slot, pos, cos, sin, HALF, HD, INTERLEAVED)
+            values[page, head, slot, 0:HD] = v[row, head, 0:HD]
 
 
 def _split_calls(node: Node, inputs: Sequence[Any], out: Any) -> list[KernelCall]:
     q, k, v, keys, values, positions, sequences, page_table, *tables = inputs
     hd = int(keys.shape[2])
     cos, sin = tables if tables else (positions, positions)
+    tokens = int(q.shape[0])
+    rows = 16 if tokens >= 64 else 1
     consts = {
         "H": int(q.shape[1]) // hd,
         "HKV": int(keys.shape[1]),
@@ -220,6 +231,7 @@ def _split_calls(node: Node, inputs: Sequence[Any], out: Any) -> list[KernelCall
         "HD": hd,
         "PAGE": PAGE,
         "INTERLEAVED": node.attrs["pairing"] == "interleaved",
+        "ROWS": rows,
     }
     args = (
         *(by_heads(x, hd) for x in (q, k, v)),
@@ -229,10 +241,10 @@ def _split_calls(node: Node, inputs: Sequence[Any], out: Any) -> list[KernelCall
         cos,
         sin,
         by_heads(out, hd),
-        keys,
-        values,
+        keys.fix(),
+        values.fix(),
     )
-    return [KernelCall(split_heads_kernel, (int(q.shape[0]),), args, consts)]
+    return [KernelCall(split_heads_kernel, (-(-tokens // rows),), args, consts)]
 
 
 def _fused_only(*arrays: Any, **attrs: Any) -> np.ndarray:
