@@ -109,18 +109,18 @@ def close(got: np.ndarray, want: np.ndarray) -> None:
     assert np.abs(got - want).max(initial=0) <= 3e-6
 
 
-@pytest.mark.parametrize("head_dim", [8, 32, 48, 64, 80, 96, 128])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (8, 1), (6, 2)])
-def test_prompt(head_dim: int, heads: int, kv_heads: int) -> None:
-    work = batch([(70, 70)], heads, kv_heads, head_dim)
+@pytest.mark.parametrize("head_dim", [8, 32, 48, 64, 80, 96, 100, 128])
+@pytest.mark.parametrize("tokens", [70, 1])
+def test_head_widths(head_dim: int, tokens: int) -> None:
+    work = batch([(70, tokens)], 4, 2, head_dim)
     close(work.run(), work.reference())
 
 
-@pytest.mark.parametrize("tokens", [0, 1, 2, 7, 8, 9, 33])
-@pytest.mark.parametrize("group", [1, 3, 8, 12])
-def test_token_counts(tokens: int, group: int) -> None:
-    work = batch([(max(tokens, 1) + 100, tokens)], 2 * group, 2, 32, seed=tokens)
-    close(work.run(), work.reference())
+@pytest.mark.parametrize("group", [1, 2, 3, 5, 8, 12])
+def test_token_counts(group: int) -> None:
+    for tokens in (0, 1, 2, 7, 8, 9, 33):
+        work = batch([(max(tokens, 1) + 100, tokens)], 2 * group, 2, 32, seed=tokens)
+        close(work.run(), work.reference())
 
 
 @pytest.mark.parametrize("total", [1, 63, 64, 65, 128, 200])

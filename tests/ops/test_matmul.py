@@ -34,21 +34,28 @@ def in_order(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("type", TYPES)
-@pytest.mark.parametrize("tokens", [0, 1, 2, 3, 7, 8, 9, 33])
+@pytest.mark.parametrize("tokens", [1, 33])
 def test_product(type: str, tokens: int) -> None:
     rng = np.random.default_rng(tokens)
     matrix = packed(file_rows(rng, type, 70, 768), type, 768)
     x = rng.standard_normal((tokens, 768)).astype(np.float32)
-    got = product(matrix, x)
-    assert got.tobytes() == in_order(x, matrix.numpy()).tobytes()
+    assert product(matrix, x).tobytes() == in_order(x, matrix.numpy()).tobytes()
 
 
-@pytest.mark.parametrize("type", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("type", ["F32", "F16", "BF16", "Q5_1"])
+@pytest.mark.parametrize("tokens", [0, 2, 3, 7, 8, 9])
+def test_token_counts(type: str, tokens: int) -> None:
+    rng = np.random.default_rng(tokens)
+    matrix = packed(file_rows(rng, type, 70, 768), type, 768)
+    x = rng.standard_normal((tokens, 768)).astype(np.float32)
+    assert product(matrix, x).tobytes() == in_order(x, matrix.numpy()).tobytes()
+
+
 @pytest.mark.parametrize("k", [1, 2, 31, 64, 172, 257, 288, 521, 1009])
-@pytest.mark.parametrize("tokens", [1, 2, 9])
-def test_any_width(type: str, k: int, tokens: int) -> None:
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_any_width(k: int, tokens: int) -> None:
     rng = np.random.default_rng(k)
-    matrix = packed(file_rows(rng, type, 33, k), type, k)
+    matrix = packed(file_rows(rng, "F16", 33, k), "F16", k)
     x = rng.standard_normal((tokens, k)).astype(np.float32)
     assert product(matrix, x).tobytes() == in_order(x, matrix.numpy()).tobytes()
 

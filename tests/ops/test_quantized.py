@@ -89,7 +89,7 @@ def close(got: np.ndarray, want: np.ndarray, x: QuantizedRows, matrix: PackedMat
 
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("tokens", [0, 1, 2, 3, 7, 8, 9, 33])
-@pytest.mark.parametrize(("n", "k"), [(100, 256), (64, 1280)])
+@pytest.mark.parametrize(("n", "k"), [(100, 1280)])
 def test_product(type: str, tokens: int, n: int, k: int) -> None:
     rng = np.random.default_rng(tokens + n)
     matrix = packed(file_rows(rng, type, n, k), type, k)
@@ -115,7 +115,7 @@ def test_same_bits_for_any_number_of_tokens(type: str) -> None:
     matrix = packed(file_rows(rng, type, 70, k), type, k)
     rows = rng.standard_normal((29, k)).astype(np.float32)
     whole = product(matrix, quantized(rows))
-    for size in (1, 2, 3, 4, 5, 8, 13):
+    for size in (1, 2, 5, 8, 13):
         for start in range(0, 29, size):
             part = product(matrix, quantized(rows[start : start + size]))
             assert part.tobytes() == whole[start : start + size].tobytes(), (size, start)

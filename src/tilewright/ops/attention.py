@@ -47,6 +47,7 @@ __all__ = ["PAGE", "TILE_TOKENS", "attention_calls", "attention_reference", "att
 
 TILE_TOKENS = 16
 _ROWS = 8
+_ACCUMULATORS = 16  # registers of 16 lanes that a block of scores or values may take
 
 
 def attention_tiles(lengths: Sequence[int], tile: int = TILE_TOKENS) -> np.ndarray:
@@ -214,14 +215,14 @@ def attention_calls(
     together = _ROWS if group % _ROWS == 0 else group if group < _ROWS else math.gcd(group, _ROWS)
     many = tokens > n_tiles  # some tile has several tokens
     n_rows = together * (max(1, _ROWS // together) if many else 1)
-    width = 32 if n_rows > 4 else 64  # accumulators that fit the registers: at most 8 x 32
+    vectors = max(1, _ACCUMULATORS // n_rows)
     consts: dict[str, Any] = {
         "G": group,
         "HEADS": together,
         "TOKENS": n_rows // together,
         "HD": head_dim,
-        "KW": width,
-        "DW": math.gcd(head_dim, width),
+        "KW": min(64, 16 * vectors),
+        "DW": _width(head_dim, vectors),
     }
     args = (
         by_heads(q, head_dim),
@@ -234,3 +235,12 @@ def attention_calls(
         head_dim**-0.5 if scale is None else scale,
     )
     return [KernelCall(paged_attention, (kv_heads, n_tiles), args, consts)]
+
+
+def _width(head_dim: int, vectors: int) -> int:
+    """Into how wide pieces to cut head_dim: even ones of at most ``vectors`` registers."""
+    if head_dim <= 16 * vectors:
+        return head_dim
+    return next(
+        (n for n in range(16 * vectors, 0, -16) if head_dim % n == 0), math.gcd(head_dim, 16)
+    )
