@@ -5,19 +5,22 @@ Arrays under test sit between guard elements; a guard that changes is a write ou
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from building import Writer, array, at, dense, gather, scalar, strided, window
 from lowered import build
 from running import run
-from test_math import MACHINES
+from test_math import MACHINES, OLDER
 
-from tilewright.dtypes import DType, bf16, boolean, f16, f32, f64, i8, i32, i64, u8, u32
+from tilewright.dtypes import DType, bf16, boolean, f16, f32, f64, i8, i32, i64, u8
 from tilewright.errors import CompileError
 from tilewright.lang import ir
 from tilewright.targets.cpu.lower import lower
 from tilewright.targets.cpu.machine import Machine
 
+every_machine = pytest.mark.parametrize("machine", [*MACHINES, *OLDER], ids=lambda m: m.cpu)
 machines = pytest.mark.parametrize("machine", MACHINES, ids=lambda m: m.cpu)
 GUARD = 80
 
@@ -77,7 +80,7 @@ def test_window_at_any_offset(dtype: DType, machine: Machine) -> None:
             check_with(compiled, w.fn, [x, out, other, start, start], (1,))
 
 
-@machines
+@every_machine
 def test_rows_and_columns_at_the_edges(machine: Machine) -> None:
     """Two-dimensional tiles over a grid that does not divide the array."""
     bm, bn = 3, 18
@@ -137,9 +140,9 @@ def test_strided_windows_and_transposed_arrays(machine: Machine) -> None:
             np.testing.assert_array_equal(out, want)
 
 
-@machines
-@pytest.mark.parametrize("index", [i32, i64, u32, u8], ids=lambda d: d.name)
-@pytest.mark.parametrize("dtype", [f32, i8, boolean, f16, i64], ids=lambda d: d.name)
+@every_machine
+@pytest.mark.parametrize("index", [i32, i64, u8], ids=lambda d: d.name)
+@pytest.mark.parametrize("dtype", [f32, i8, boolean], ids=lambda d: d.name)
 def test_gather_and_scatter(index: DType, dtype: DType, machine: Machine) -> None:
     """Rows by an index, single elements by an index, and two indices that broadcast."""
     params = [array(dtype, 2), array(index, 1), array(dtype, 2), array(dtype, 1), array(dtype, 2),
@@ -207,12 +210,12 @@ def test_grid_is_walked_in_any_pieces(machine: Machine) -> None:
     run(w.fn, grid, [want])
     for cuts in ([0, 60], [0, 1, 7, 59, 60], list(range(61)), [0, 0, 60, 60]):
         out = np.zeros_like(want)
-        for lo, hi in zip(cuts, cuts[1:]):
+        for lo, hi in itertools.pairwise(cuts):
             compiled[grid](out, lo=lo, hi=hi)
         np.testing.assert_array_equal(out, want)
 
 
-@machines
+@every_machine
 def test_in_place(machine: Machine) -> None:
     """The same array as source and target: loads come before stores, as written."""
     params = [array(f32, 1), array(f32, 1)]

@@ -7,12 +7,13 @@ import pytest
 from building import Writer, array, at, strided, window
 from lowered import build
 from test_lower_ops import compare
-from test_math import MACHINES
+from test_math import MACHINES, OLDER
 
 from tilewright.dtypes import DType, bf16, boolean, f16, f32, f64, from_float32, i8, i32, i64
 from tilewright.lang import ir
 from tilewright.targets.cpu.machine import Machine
 
+every_machine = pytest.mark.parametrize("machine", [*MACHINES, *OLDER], ids=lambda m: m.cpu)
 machines = pytest.mark.parametrize("machine", MACHINES, ids=lambda m: m.cpu)
 
 
@@ -60,7 +61,7 @@ def test_f32(how: str, machine: Machine) -> None:
         compare(product(m, k, n, (f32, f32, f32), how), machine, [a, b, c])
 
 
-@machines
+@every_machine
 def test_windows_over_the_edge(machine: Machine) -> None:
     rng = np.random.default_rng(0)
     for m, k, n in [(4, 20, 18), (8, 5, 48)]:
@@ -70,7 +71,7 @@ def test_windows_over_the_edge(machine: Machine) -> None:
             compare(fn, machine, [a, b, c], (2,))
 
 
-@machines
+@every_machine
 @pytest.mark.parametrize(
     "kinds",
     [(f16, f16, f32), (bf16, f32, f32), (f32, bf16, f32), (f64, f32, f64), (i8, i8, i32),

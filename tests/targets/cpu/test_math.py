@@ -37,15 +37,16 @@ FUNCTIONS: dict[str, tuple[Reference, float]] = {
 }
 
 
-def machines() -> list[Machine]:
+def named(*names: str) -> list[Machine]:
+    """CPUs whose code this machine can run."""
     host = Machine.detect_host()
-    named = (
-        [Machine.from_name(n) for n in ("haswell", "x86-64-v2")] if host.arch == "x86_64" else []
-    )
-    return [host, *(m for m in named if m.flags <= host.flags)]
+    found = [Machine.from_name(n) for n in names] if host.arch == "x86_64" else []
+    return [m for m in found if m.flags < host.flags]
 
 
-MACHINES = machines()
+MACHINES = [Machine.detect_host(), *named("haswell")]
+OLDER = named("x86-64-v2")  # without AVX, fused multiply-add and f16 conversion
+every_machine = pytest.mark.parametrize("machine", [*MACHINES, *OLDER], ids=lambda m: m.cpu)
 
 
 def elementwise(name: str, dtype: DType, machine: Machine, operands: int = 1) -> Compiled:
@@ -100,7 +101,7 @@ def check(x: tuple[np.ndarray, ...], got: np.ndarray, exact: np.ndarray, limit: 
     )
 
 
-@pytest.mark.parametrize("machine", MACHINES, ids=lambda m: m.cpu)
+@every_machine
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_f32_accuracy(name: str, machine: Machine) -> None:
     reference, limit = FUNCTIONS[name]
@@ -132,7 +133,7 @@ def test_exact_values() -> None:
     assert (apply(elementwise("sigmoid", f32, machine), zeros) == 0.5).all()
 
 
-@pytest.mark.parametrize("machine", MACHINES, ids=lambda m: m.cpu)
+@every_machine
 def test_pow(machine: Machine) -> None:
     rng = np.random.default_rng(0)
     special = np.array(
@@ -164,7 +165,7 @@ def test_f64_is_the_c_library(name: str) -> None:
     np.testing.assert_allclose(got, exact, rtol=1e-15, atol=0)
 
 
-@pytest.mark.parametrize("machine", MACHINES, ids=lambda m: m.cpu)
+@every_machine
 @pytest.mark.parametrize("dtype", [f16, bf16], ids=lambda d: d.name)
 @pytest.mark.parametrize("name", ["exp", "tanh", "sigmoid", "rsqrt", "log", "sin"])
 def test_half_precision_is_f32_rounded(name: str, dtype: DType, machine: Machine) -> None:

@@ -27,16 +27,16 @@ __all__ = ["handler_table"]
 def handler_table() -> dict[str, Handler]:
     """Which function lowers which op."""
     from tilewright.targets.cpu.lowering import (
-        access,
         arith,
         control,
         dot,
         elementary,
+        memory,
         reduce,
         shape,
     )
 
     table: dict[str, Handler] = {}
-    for module in (shape, access, arith, elementary, dot, reduce, control):
+    for module in (shape, memory, arith, elementary, dot, reduce, control):
         table.update(module.HANDLERS)
     return table

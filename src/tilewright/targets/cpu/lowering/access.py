@@ -12,7 +12,7 @@ from math import prod
 
 from tilewright.dtypes import DType, boolean
 from tilewright.lang import ir
-from tilewright.targets.cpu.lowering.context import Context, Handler, refuse
+from tilewright.targets.cpu.lowering.context import Context
 from tilewright.targets.cpu.lowering.emit import (
     is_literal,
     literal,
@@ -23,9 +23,7 @@ from tilewright.targets.cpu.lowering.emit import (
 )
 from tilewright.targets.cpu.lowering.tile import Tile, aligned, broadcast_rows, chunk_widths
 
-__all__ = ["HANDLERS", "Access"]
-
-MAX_SCRATCH_BYTES = 256 * 1024
+__all__ = ["Access", "to_i64"]
 
 
 class Access:
@@ -76,7 +74,7 @@ class Access:
                 continue
             start = self._index(number)
             offset = em.add(offset, em.mul(start, self.array.strides[number]))
-            if not isinstance(axis, ir.Window) and self._check(number):
+            if not isinstance(axis, ir.Window) and self.needs_check(number):
                 inside = em.op(f"icmp ult i64 {start}, {self.array.shape[number]}")
                 self.uniform = em.both(self.uniform, inside)
         self.pointer = em.gep(self.memory, self.array.pointer, offset)
@@ -86,7 +84,8 @@ class Access:
         value = self.starts[number]
         return to_i64(self.ctx, value.dtype, self.ctx.scalar(value), 1)
 
-    def _check(self, number: int) -> bool:
+    def needs_check(self, number: int) -> bool:
+        """Whether array axis ``number`` may be left in this version of the body."""
         return self.ctx.plan.check(self.op, number, self.ctx.checked) is not None
 
     @property
@@ -116,7 +115,7 @@ class Access:
             for number in self.gathers:
                 value = self._gather_scalar(number, at)
                 offset = em.add(offset, em.mul(value, self.array.strides[number]))
-                if self._check(number):
+                if self.needs_check(number):
                     test = em.op(f"icmp ult i64 {value}, {self.array.shape[number]}")
                     inside = em.both(inside, test)
         return em.gep(self.memory, self.pointer, offset), inside
@@ -141,7 +140,7 @@ class Access:
 
     def _window_inside(self, number: int, i: str) -> str | None:
         """Whether element ``i`` of a window is in its array; None when it always is."""
-        if not self._check(number):
+        if not self.needs_check(number):
             return None
         axis = self.axes[number]
         assert isinstance(axis, ir.Window)
@@ -389,7 +388,7 @@ class Access:
             places = em.iota(width, start=at * axis.step, step=axis.step)
             stride = em.splat("i64", self.array.strides[number], width)
             offsets = em.op(f"mul {type} {places}, {stride}")
-            if self._check(number):
+            if self.needs_check(number):
                 start = em.splat("i64", self._index(number), width)
                 key = em.call(
                     f"llvm.sadd.sat.{mangle('i64', width)}", type, [(type, start), (type, places)]
@@ -401,7 +400,7 @@ class Access:
                 tile = self.ctx.tile(self.starts[number])
                 chunk = self._gather_chunk(tile, lead, at, width)
                 index = to_i64(self.ctx, tile.dtype, chunk, width)
-                if self._check(number):
+                if self.needs_check(number):
                     valid = self._both(valid, index, number, width)
                 stride = em.splat("i64", self.array.strides[number], width)
                 step = em.op(f"mul {type} {index}, {stride}")
@@ -500,7 +499,8 @@ def _load_helper(ctx: Context, memory: str, width: int, nbytes: int) -> str:
     if not ctx.em.module.has_helper(name):
         ctx.em.module.helper(
             name,
-            f"""define internal {type} @{name}(ptr %p, i64 %low, i64 %high, {memory} %fill) noinline {{
+            f"""define internal {type} @{name}(
+  ptr %p, i64 %low, i64 %high, {memory} %fill) noinline {{
 entry:
   %buffer = alloca {type}, align 64
   %one = insertelement {type} poison, {memory} %fill, i64 0
@@ -551,105 +551,3 @@ done:
 }}""",
         )
     return name
-
-
-# --- handlers ---
-
-
-def _load(ctx: Context, op: ir.Op) -> None:
-    if op.result in ctx.deferred:
-        return
-    access = Access(ctx, op)
-    ctx.set(op.result, load_tile(access, ctx.width(op.result)))
-
-
-def load_tile(access: Access, width: int) -> list[str]:
-    """Every chunk of a load, cut for ``width`` lanes."""
-    shape = access.shape
-    if prod(shape) == 0:
-        return []
-    if shape == ():
-        return [access.load_element(access.pointer, access.uniform)]
-    vals: list[str] = []
-    widths = chunk_widths(shape[-1], width)
-    for number, row in enumerate(access.rows()):
-        at = 0
-        for w in widths:
-            if access.dims[-1] >= 0 and (w == 1 or access.contiguous):
-                vals.append(access.load_chunk(row, at, w))
-            elif w == 1:
-                vals.append(_load_gathered(access, number, at))
-            else:
-                pointers, valid = access.pointers(row, number, at, w)
-                vals.append(access.gather_chunk(pointers, valid, w))
-            at += w
-    return vals
-
-
-def _full_index(access: Access, row_number: int, at: int) -> list[str]:
-    index = [str(at)]
-    for size in reversed(access.shape[:-1]):
-        row_number, i = divmod(row_number, size)
-        index.insert(0, str(i))
-    return index
-
-
-def _load_gathered(access: Access, row_number: int, at: int) -> str:
-    return access.load_element(*access.row(_full_index(access, row_number, at)))
-
-
-def _store(ctx: Context, op: ir.Op) -> None:
-    access = Access(ctx, op)
-    shape = access.shape
-    value = ctx.tile(op.operands[-1])
-    if prod(shape) == 0:
-        return
-    if shape == ():
-        access.store_element(access.pointer, access.uniform, value.vals[0])
-        return
-    # Strided and scattered writes of a tile of scalars need no vectors.
-    lanes = ctx.machine.lanes
-    width = lanes if access.contiguous or value.width > 1 else 1
-    vals = aligned(ctx.em, value, shape, width)
-    widths = chunk_widths(shape[-1], width if shape[-1] > 1 else 1)
-    n = len(widths)
-    for number, row in enumerate(access.rows()):
-        at = 0
-        for k, w in enumerate(widths):
-            x = vals[number * n + k]
-            if access.dims[-1] >= 0 and (w == 1 or access.contiguous):
-                access.store_chunk(row, at, w, x)
-            elif w == 1:
-                pointer, inside = access.row(_full_index(access, number, at))
-                access.store_element(pointer, inside, x)
-            else:
-                pointers, valid = access.pointers(row, number, at, w)
-                access.scatter_chunk(pointers, valid, w, x)
-            at += w
-
-
-def _scratch(ctx: Context, op: ir.Op) -> None:
-    from tilewright.targets.cpu.lowering.context import ArrayRef
-
-    kind = op.result.type
-    assert isinstance(kind, ir.ArrayType)
-    sizes = [n or 0 for n in kind.shape]
-    count = prod(sizes)
-    ctx.scratch_bytes += count * kind.dtype.nbytes
-    if ctx.scratch_bytes > MAX_SCRATCH_BYTES:
-        raise refuse(
-            op,
-            f"scratch arrays of {ctx.scratch_bytes} bytes in total; at most {MAX_SCRATCH_BYTES} "
-            "fit the stack: make the tile smaller or pass an array in",
-        )
-    pointer = ctx.em.alloca(mem_type(kind.dtype), max(count, 1))
-    strides = [str(s) for s in ir.ArrayType.dense(kind.dtype, sizes).strides]
-    shape = tuple(str(n) for n in sizes)
-    ctx.arrays[op.result] = ArrayRef(kind.dtype, pointer, shape, tuple(strides), scratch=True)
-
-
-def _dim(ctx: Context, op: ir.Op) -> None:
-    ctx.set(op.result, [ctx.arrays[op.operands[0]].shape[op.attrs["axis"]]])
-
-
-HANDLERS: dict[str, Handler] = {"load": _load, "store": _store, "scratch": _scratch, "dim": _dim}

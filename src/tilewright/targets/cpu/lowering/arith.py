@@ -44,8 +44,7 @@ def narrow(ctx: Context, dtype: DType, value: str, width: int) -> str:
     """An f32 rounded to ``dtype`` if that is a 16-bit float; anything else as it is."""
     if dtype is not f16 and dtype is not bf16:
         return value
-    out = half.from_f32(ctx, dtype, value, width)
-    return out
+    return half.from_f32(ctx, dtype, value, width)
 
 
 def splat_of(value: bool | int | float, dtype: DType, width: int) -> str:

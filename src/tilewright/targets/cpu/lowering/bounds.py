@@ -92,7 +92,7 @@ def analyse(
     program: tuple[str, ...],
     grid: tuple[str, ...],
 ) -> Plan:
-    """Examine ``fn``; the hoisted tests are emitted into ``em``, the code that starts an instance."""
+    """Examine ``fn``; ``em`` (the code that starts an instance) receives the hoisted tests."""
     return _Analysis(em, arrays, scalars, program, grid).run(fn)
 
 

@@ -232,7 +232,7 @@ def _source(value: ir.Value) -> ir.Op:
 
 def _load_deferred(ctx: Context, value: ir.Value) -> None:
     """Do now what was left to the dot."""
-    from tilewright.targets.cpu.lowering.access import load_tile
+    from tilewright.targets.cpu.lowering.memory import load_tile
 
     op = value.op
     assert op is not None
@@ -250,7 +250,7 @@ def _window(ctx: Context, value: ir.Value) -> tuple[_Matrix, DType]:
     access = Access(ctx, load)
     dtype = access.array.dtype
     rows, columns = access.dims
-    if access.uniform is None and not any(access._check(d) for d in (rows, columns)):
+    if access.uniform is None and not any(access.needs_check(d) for d in (rows, columns)):
         strides = [
             ctx.em.mul(access.array.strides[d], str(access.axes[d].step))  # type: ignore[union-attr]
             for d in (rows, columns)

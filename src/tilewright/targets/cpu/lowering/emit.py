@@ -10,7 +10,7 @@ import math
 import struct
 from collections.abc import Iterable, Sequence
 
-from tilewright.dtypes import DType, bf16, boolean, f16, f32, f64, from_float32
+from tilewright.dtypes import DType, boolean, f16, f32, f64, from_float32
 from tilewright.errors import CompileError
 
 __all__ = [
@@ -331,6 +331,3 @@ class Emitter:
 def _wrap(n: int) -> str:
     n &= (1 << 64) - 1
     return str(n - (1 << 64) if n >> 63 else n)
-
-
-_ = (bf16,)

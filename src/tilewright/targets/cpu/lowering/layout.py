@@ -30,10 +30,7 @@ _VECTOR_ONLY = frozenset(
     ]
 )
 _FOLLOW = (
-    ir.UNARY
-    | ir.BINARY
-    | ir.COMPARE
-    | set(["fma", "where", "cast", "bitcast", "concat", "broadcast"])
+    ir.UNARY | ir.BINARY | ir.COMPARE | {"fma", "where", "cast", "bitcast", "concat", "broadcast"}
 )
 
 

@@ -30,10 +30,7 @@ _COMBINE = {
 
 # What may stand in a combining block for several lanes at once.
 _LANEWISE = (
-    ir.UNARY
-    | ir.BINARY
-    | ir.COMPARE
-    | set(["fma", "where", "cast", "bitcast", "constant", "yield"])
+    ir.UNARY | ir.BINARY | ir.COMPARE | {"fma", "where", "cast", "bitcast", "constant", "yield"}
 )
 
 

@@ -8,7 +8,7 @@ from math import prod
 from tilewright.lang import ir
 from tilewright.targets.cpu.lowering.context import Context, Handler
 from tilewright.targets.cpu.lowering.emit import literal, reg_type
-from tilewright.targets.cpu.lowering.tile import Tile, aligned, elements, from_elements, with_width
+from tilewright.targets.cpu.lowering.tile import Tile, elements, from_elements, with_width
 
 __all__ = ["HANDLERS"]
 
@@ -201,5 +201,3 @@ HANDLERS: dict[str, Handler] = {
     "slice": _slice,
     "concat": _concat,
 }
-
-_ = aligned

@@ -1,23 +1,22 @@
 """Sine and cosine of f32.
 
 The argument is reduced to r = x - n pi/2 with |r| <= pi/4. Up to 2^28 that happens in f64 with pi/2
-in three parts of 33, 33 and 53 bits (products with n are exact). Beyond, a branch that is not taken otherwise
-multiplies the mantissa by 96 bits out of 192 of 2/pi chosen by the exponent (M. Payne and R. Hanek,
-"Radian reduction for trigonometric functions", 1983).
+in three parts of 33, 33 and 53 bits (products with n are exact). Beyond, a branch that is not taken
+otherwise multiplies the mantissa by those 96 bits of 2/pi that the exponent selects (M. Payne and
+R. Hanek, "Radian reduction for trigonometric functions", 1983).
 """
 
 from __future__ import annotations
 
 from tilewright.dtypes import f64
-from tilewright.targets.cpu.lowering.emit import vec
 from tilewright.targets.cpu.lowering.vector import Vector
 
 __all__ = ["cos", "sin"]
 
 # pi/2 = A + B + C; A and B have 33 and 33 significant bits (as in fdlibm).
 _PIO2 = (1.57079632673412561417, 6.07710050630396597660e-11, 2.02226624879595063154e-21)
-_LIMIT = 2.0**28  # n = x * 2/pi stays below 2^28, but only 20 bits of n are free: see _reduce
-_EXACT = 2.0**20
+_LIMIT = 2.0**28
+_EXACT = 2.0**20  # without fused multiply-add: the bits of n that keep n * A exact
 
 # Minimax coefficients of (sin r - r) / r^3 and (cos r - 1 + r^2/2) / r^4 in r^2 for |r| <= pi/4.
 _SIN = (-0.1666666716337204, 0.008333329111337662, -0.0001983933470910415, 2.718307996474323e-06)
@@ -67,7 +66,6 @@ def _reduce(v: Vector, x: str) -> tuple[str, str]:
         r = w.fma(whole, w.constant(-part), r)
     n = em.op(f"trunc {w.itype} {w.bits(shifted)} to {v.itype}")
     near = w.narrowed(r)
-    # Without fused multiply-add the products are exact only for n below 2^20.
     limit = _LIMIT if v.machine.has_fma else _EXACT
     far = v.compare("oge", v.abs(x), v.constant(limit))
     any_far = far
@@ -187,6 +185,3 @@ number:
     )
     module.declare("llvm.smax.i32", "i32", ["i32", "i32"])
     module.declare("llvm.fshl.i32", "i32", ["i32", "i32", "i32"])
-
-
-_ = vec

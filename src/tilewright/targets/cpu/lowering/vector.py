@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tilewright.dtypes import DType, f32, f64
+from tilewright.dtypes import DType, f32
 from tilewright.targets.cpu.lowering.emit import Emitter, literal, reg_type, vec
 from tilewright.targets.cpu.machine import Machine
 
@@ -137,6 +137,3 @@ class Vector:
     def narrowed(self, a: str) -> str:
         """An operand of this (f64) vector as f32."""
         return self.em.op(f"fptrunc {self.type} {a} to {vec(reg_type(f32), self.width)}")
-
-
-_ = f64
