@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 # Each function below: values 32 * part .. 32 * part + 31 of the block at byte ``at`` of a row.
-# ``part`` is known at compile time.
+# ``part`` is a run-time number: to unroll the eight parts of a block takes a second to compile.
 
 
 def half(raw, row, at):
@@ -81,6 +81,11 @@ def fifth_bits(raw, row, at):
     """Bit i of the u32 at byte ``at`` for value i, worth 16; i32."""
     bits = (word(raw, row, at) >> arange(0, 32).to(u32)) & 1
     return bits.to(i32) << 4
+
+
+def bits_at(raw, row, at, shift, mask):
+    """32 bytes, shifted right by a run-time amount and masked; i32."""
+    return (raw[row, at : at + 32].to(i32) >> shift.to(i32)) & mask
 
 
 def by_sixteen(low, high, q):
@@ -127,7 +132,7 @@ def q2_k_part(raw, row, at, part):
     a = raw[row, at + 2 * part].to(i32)
     b = raw[row, at + 2 * part + 1].to(i32)
     start = at + 16 + 32 * (part // 4)
-    q = ((raw[row, start : start + 32].to(i32) >> (2 * (part % 4))) & 3).to(f32)
+    q = bits_at(raw, row, start, 2 * (part % 4), 3).to(f32)
     low = (d * (a & 15).to(f32)) * q[0:16] - dmin * (a >> 4).to(f32)
     high = (d * (b & 15).to(f32)) * q[16:32] - dmin * (b >> 4).to(f32)
     return concatenate((low, high), 0)
@@ -135,16 +140,16 @@ def q2_k_part(raw, row, at, part):
 
 def q3_k_scale(raw, row, at, i):
     """Scale i of 16: six bits, four in bytes 96..103, two in bytes 104..107."""
-    low = (raw[row, at + 96 + i % 8].to(i32) >> (4 * (i // 8))) & 15
-    high = (raw[row, at + 104 + i % 4].to(i32) >> (2 * (i // 4))) & 3
+    low = (raw[row, at + 96 + i % 8].to(i32) >> (4 * (i // 8)).to(i32)) & 15
+    high = (raw[row, at + 104 + i % 4].to(i32) >> (2 * (i // 4)).to(i32)) & 3
     return ((low | (high << 4)) - 32).to(f32)
 
 
 def q3_k_part(raw, row, at, part):
     d = half(raw, row, at + 108)
     start = at + 32 + 32 * (part // 4)
-    low = (raw[row, start : start + 32].to(i32) >> (2 * (part % 4))) & 3
-    kept = (raw[row, at : at + 32].to(i32) >> part) & 1  # a set bit means: nothing to subtract
+    low = bits_at(raw, row, start, 2 * (part % 4), 3)
+    kept = bits_at(raw, row, at, part, 1)  # a set bit means: nothing to subtract
     q = (low - ((kept ^ 1) << 2)).to(f32)
     first = d * q3_k_scale(raw, row, at, 2 * part)
     return by_sixteen(first, d * q3_k_scale(raw, row, at, 2 * part + 1), q)
@@ -152,29 +157,23 @@ def q3_k_part(raw, row, at, part):
 
 def six_bit_scale(raw, row, at, part):
     """Scale ``part`` of 8 in the 12 packed bytes at ``at`` (Q4_K, Q5_K)."""
-    if part < 4:
-        value = raw[row, at + part].to(i32) & 63
-    else:
-        low = raw[row, at + 4 + part].to(i32) & 15
-        value = low | ((raw[row, at + part - 4].to(i32) >> 2) & 48)
-    return value.to(f32)
+    byte = raw[row, at + part % 4].to(i32)
+    low = raw[row, at + 8 + part % 4].to(i32) & 15
+    return where(part < 4, byte & 63, low | ((byte >> 2) & 48)).to(f32)
 
 
 def six_bit_min(raw, row, at, part):
     """Minimum ``part`` of 8 in the 12 packed bytes at ``at`` (Q4_K, Q5_K)."""
-    if part < 4:
-        value = raw[row, at + 4 + part].to(i32) & 63
-    else:
-        low = raw[row, at + 4 + part].to(i32) >> 4
-        value = low | ((raw[row, at + part].to(i32) >> 2) & 48)
-    return value.to(f32)
+    byte = raw[row, at + 4 + part % 4].to(i32)
+    low = raw[row, at + 8 + part % 4].to(i32) >> 4
+    return where(part < 4, byte & 63, low | ((byte >> 2) & 48)).to(f32)
 
 
 def q4_k_part(raw, row, at, part):
     d = half(raw, row, at) * six_bit_scale(raw, row, at + 4, part)
     m = half(raw, row, at + 2) * six_bit_min(raw, row, at + 4, part)
     start = at + 16 + 32 * (part // 2)
-    q = (raw[row, start : start + 32].to(i32) >> (4 * (part % 2))) & 15
+    q = bits_at(raw, row, start, 4 * (part % 2), 15)
     return d * q.to(f32) - m
 
 
@@ -182,8 +181,8 @@ def q5_k_part(raw, row, at, part):
     d = half(raw, row, at) * six_bit_scale(raw, row, at + 4, part)
     m = half(raw, row, at + 2) * six_bit_min(raw, row, at + 4, part)
     start = at + 48 + 32 * (part // 2)
-    low = (raw[row, start : start + 32].to(i32) >> (4 * (part % 2))) & 15
-    high = (raw[row, at + 16 : at + 48].to(i32) >> part) & 1
+    low = bits_at(raw, row, start, 4 * (part % 2), 15)
+    high = bits_at(raw, row, at + 16, part, 1)
     return d * (low | (high << 4)).to(f32) - m
 
 
@@ -191,9 +190,9 @@ def q6_k_part(raw, row, at, part):
     d = half(raw, row, at + 208)
     b = part % 4
     start = at + 64 * (part // 4) + 32 * (b % 2)
-    low = (raw[row, start : start + 32].to(i32) >> (4 * (b // 2))) & 15
+    low = bits_at(raw, row, start, 4 * (b // 2), 15)
     top = at + 128 + 32 * (part // 4)
-    high = (raw[row, top : top + 32].to(i32) >> (2 * b)) & 3
+    high = bits_at(raw, row, top, 2 * b, 3)
     q = ((low | (high << 4)) - 32).to(f32)
     first = d * signed(raw, row, at + 192 + 2 * part).to(f32)
     return by_sixteen(first, d * signed(raw, row, at + 192 + 2 * part + 1).to(f32), q)
@@ -236,7 +235,7 @@ def lookup_blocks(ids: Array, raw: Array, y: Array, VALUES: Const, BYTES: Const,
     t = program_id(1)
     block = program_id(0)
     row = ids[t]
-    for p in unroll(VALUES // 32):
+    for p in range(VALUES // 32):
         at = block * VALUES + 32 * p
         y[t, at : at + 32] = part(raw, row, block * BYTES, p)
 
@@ -324,7 +323,7 @@ def generic_matmul(
         for r in range(32):
             for b in range(KC // VALUES):
                 at = (k0 // VALUES + b) * BYTES
-                for p in unroll(VALUES // 32):
+                for p in range(VALUES // 32):
                     k = b * VALUES + 32 * p
                     wide[k : k + 32, r] = part(raw, n0 + r, at, p)
         for t in range(0, tiled, MT):
