@@ -1,8 +1,8 @@
 """The engine: sequences, pages, and one step over any mix of them.
 
 A :class:`Sequence` owns pages of the KV cache; :meth:`Engine.step` takes some tokens for each of
-some sequences, runs one program, and returns logits. Which sequences ride together, and how a prompt
-is cut into steps, never changes a bit of the result.
+some sequences, runs one program, and returns logits. Which sequences ride together, and how a
+prompt is cut into steps, never changes a bit of the result.
 """
 
 from __future__ import annotations
