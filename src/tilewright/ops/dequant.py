@@ -29,6 +29,8 @@ from tilewright.lang import (
     bitcast,
     concatenate,
     dot,
+    expand_dims,
+    full,
     program_id,
     scratch,
     unroll,
@@ -50,152 +52,154 @@ __all__ = [
     "lookup_calls",
 ]
 
-# Each function below: values 32 * part .. 32 * part + 31 of the block at byte ``at`` of a row.
-# ``part`` is a run-time number: to unroll the eight parts of a block takes a second to compile.
+# Each *_part function: values 32 * part .. 32 * part + 31 of the block at byte ``at``, for the R
+# rows from ``row`` on: an f32 tile (R, 32). ``part`` is a run-time number: to unroll the eight
+# parts of a block takes a second to compile.
 
 
-def half(raw, row, at):
-    """The f16 at byte ``at``, as f32."""
-    bits = raw[row, at].to(u16) | (raw[row, at + 1].to(u16) << 8)
-    return bitcast(bits, f16).to(f32)
+def byte(raw, row, R, at):
+    """The byte at ``at`` of each row, i32 (R, 1)."""
+    return raw[row : row + R, at : at + 1].to(i32)
 
 
-def word(raw, row, at):
-    """The little-endian u32 at byte ``at``."""
-    low = raw[row, at].to(u32) | (raw[row, at + 1].to(u32) << 8)
-    return low | (raw[row, at + 2].to(u32) << 16) | (raw[row, at + 3].to(u32) << 24)
+def half(raw, row, R, at):
+    """The f16 at byte ``at`` of each row, as f32 (R, 1)."""
+    bits = byte(raw, row, R, at) | (byte(raw, row, R, at + 1) << 8)
+    return bitcast(bits.to(u16), f16).to(f32)
 
 
-def signed(raw, row, at):
-    """The i8 at byte ``at``, as i32."""
-    return bitcast(raw[row, at], i8).to(i32)
+def word(raw, row, R, at):
+    """The little-endian u32 at byte ``at`` of each row, (R, 1)."""
+    low = byte(raw, row, R, at) | (byte(raw, row, R, at + 1) << 8)
+    high = byte(raw, row, R, at + 2) | (byte(raw, row, R, at + 3) << 8)
+    return bitcast(low | (high << 16), u32)
 
 
-def nibbles(raw, row, at):
-    """16 bytes -> 32 values: all low nibbles, then all high ones, i32."""
-    q = raw[row, at : at + 16].to(i32)
-    return concatenate((q & 15, q >> 4), 0)
+def signed(raw, row, R, at):
+    """The i8 at byte ``at`` of each row, as f32 (R, 1)."""
+    return bitcast(raw[row : row + R, at : at + 1], i8).to(f32)
 
 
-def fifth_bits(raw, row, at):
-    """Bit i of the u32 at byte ``at`` for value i, worth 16; i32."""
-    bits = (word(raw, row, at) >> arange(0, 32).to(u32)) & 1
-    return bits.to(i32) << 4
+def nibbles(raw, row, R, at):
+    """16 bytes -> 32 values: all low nibbles, then all high ones; i32 (R, 32)."""
+    q = raw[row : row + R, at : at + 16].to(i32)
+    return concatenate((q & 15, q >> 4), 1)
 
 
-def bits_at(raw, row, at, shift, mask):
-    """32 bytes, shifted right by a run-time amount and masked; i32."""
-    return (raw[row, at : at + 32].to(i32) >> shift.to(i32)) & mask
+def fifth_bits(raw, row, R, at):
+    """Bit i of the u32 at byte ``at`` for value i, worth 16; i32 (R, 32)."""
+    bits = word(raw, row, R, at) >> expand_dims(arange(0, 32).to(u32), 0)
+    return (bits & 1).to(i32) << 4
+
+
+def bits_at(raw, row, R, at, shift, mask):
+    """32 bytes, shifted right by a run-time amount and masked; i32 (R, 32)."""
+    return (raw[row : row + R, at : at + 32].to(i32) >> shift.to(i32)) & mask
 
 
 def by_sixteen(low, high, q):
-    """q (32,) f32 with one factor for each half."""
-    return concatenate((low * q[0:16], high * q[16:32]), 0)
+    """q (R, 32) f32 times a factor (R, 1) for each half."""
+    return concatenate((low * q[:, 0:16], high * q[:, 16:32]), 1)
 
 
-def q4_0_part(raw, row, at, part):
-    return half(raw, row, at) * (nibbles(raw, row, at + 2) - 8).to(f32)
+def q4_0_part(raw, row, R, at, part):
+    return half(raw, row, R, at) * (nibbles(raw, row, R, at + 2) - 8).to(f32)
 
 
-def q4_1_part(raw, row, at, part):
-    return half(raw, row, at) * nibbles(raw, row, at + 4).to(f32) + half(raw, row, at + 2)
+def q4_1_part(raw, row, R, at, part):
+    scaled = half(raw, row, R, at) * nibbles(raw, row, R, at + 4).to(f32)
+    return scaled + half(raw, row, R, at + 2)
 
 
-def q5_0_part(raw, row, at, part):
-    q = (nibbles(raw, row, at + 6) | fifth_bits(raw, row, at + 2)) - 16
-    return half(raw, row, at) * q.to(f32)
+def q5_0_part(raw, row, R, at, part):
+    q = (nibbles(raw, row, R, at + 6) | fifth_bits(raw, row, R, at + 2)) - 16
+    return half(raw, row, R, at) * q.to(f32)
 
 
-def q5_1_part(raw, row, at, part):
-    q = nibbles(raw, row, at + 8) | fifth_bits(raw, row, at + 4)
-    return half(raw, row, at) * q.to(f32) + half(raw, row, at + 2)
+def q5_1_part(raw, row, R, at, part):
+    q = nibbles(raw, row, R, at + 8) | fifth_bits(raw, row, R, at + 4)
+    return half(raw, row, R, at) * q.to(f32) + half(raw, row, R, at + 2)
 
 
-def q8_0_part(raw, row, at, part):
-    return bitcast(raw[row, at + 2 : at + 34], i8).to(f32) * half(raw, row, at)
+def q8_0_part(raw, row, R, at, part):
+    return bitcast(raw[row : row + R, at + 2 : at + 34], i8).to(f32) * half(raw, row, R, at)
 
 
 IQ4_NL_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
-def iq4_nl_part(raw, row, at, part):
-    q = nibbles(raw, row, at + 2)
-    value = zeros((32,), f32)
-    for i in unroll(16):
-        value = where(q == i, float(IQ4_NL_VALUES[i]), value)
-    return half(raw, row, at) * value
+def iq4_nl_part(raw, row, R, at, part):
+    q = nibbles(raw, row, R, at + 2)
+    value = full((R, 32), IQ4_NL_VALUES[0], i32)
+    for i in unroll(range(1, 16)):
+        value = where(q >= i, IQ4_NL_VALUES[i], value)
+    return half(raw, row, R, at) * value.to(f32)
 
 
-def q2_k_part(raw, row, at, part):
-    d = half(raw, row, at + 80)
-    dmin = half(raw, row, at + 82)
-    a = raw[row, at + 2 * part].to(i32)
-    b = raw[row, at + 2 * part + 1].to(i32)
-    start = at + 16 + 32 * (part // 4)
-    q = bits_at(raw, row, start, 2 * (part % 4), 3).to(f32)
-    low = (d * (a & 15).to(f32)) * q[0:16] - dmin * (a >> 4).to(f32)
-    high = (d * (b & 15).to(f32)) * q[16:32] - dmin * (b >> 4).to(f32)
-    return concatenate((low, high), 0)
+def q2_k_part(raw, row, R, at, part):
+    d = half(raw, row, R, at + 80)
+    dmin = half(raw, row, R, at + 82)
+    a = byte(raw, row, R, at + 2 * part)
+    b = byte(raw, row, R, at + 2 * part + 1)
+    q = bits_at(raw, row, R, at + 16 + 32 * (part // 4), 2 * (part % 4), 3).to(f32)
+    low = (d * (a & 15).to(f32)) * q[:, 0:16] - dmin * (a >> 4).to(f32)
+    high = (d * (b & 15).to(f32)) * q[:, 16:32] - dmin * (b >> 4).to(f32)
+    return concatenate((low, high), 1)
 
 
-def q3_k_scale(raw, row, at, i):
-    """Scale i of 16: six bits, four in bytes 96..103, two in bytes 104..107."""
-    low = (raw[row, at + 96 + i % 8].to(i32) >> (4 * (i // 8)).to(i32)) & 15
-    high = (raw[row, at + 104 + i % 4].to(i32) >> (2 * (i // 4)).to(i32)) & 3
+def q3_k_scale(raw, row, R, at, i):
+    """Scale i of 16: six bits, four in bytes 96..103, two in bytes 104..107; f32 (R, 1)."""
+    low = (byte(raw, row, R, at + 96 + i % 8) >> (4 * (i // 8)).to(i32)) & 15
+    high = (byte(raw, row, R, at + 104 + i % 4) >> (2 * (i // 4)).to(i32)) & 3
     return ((low | (high << 4)) - 32).to(f32)
 
 
-def q3_k_part(raw, row, at, part):
-    d = half(raw, row, at + 108)
-    start = at + 32 + 32 * (part // 4)
-    low = bits_at(raw, row, start, 2 * (part % 4), 3)
-    kept = bits_at(raw, row, at, part, 1)  # a set bit means: nothing to subtract
+def q3_k_part(raw, row, R, at, part):
+    d = half(raw, row, R, at + 108)
+    low = bits_at(raw, row, R, at + 32 + 32 * (part // 4), 2 * (part % 4), 3)
+    kept = bits_at(raw, row, R, at, part, 1)  # a set bit means: nothing to subtract
     q = (low - ((kept ^ 1) << 2)).to(f32)
-    first = d * q3_k_scale(raw, row, at, 2 * part)
-    return by_sixteen(first, d * q3_k_scale(raw, row, at, 2 * part + 1), q)
+    first = d * q3_k_scale(raw, row, R, at, 2 * part)
+    return by_sixteen(first, d * q3_k_scale(raw, row, R, at, 2 * part + 1), q)
 
 
-def six_bit_scale(raw, row, at, part):
-    """Scale ``part`` of 8 in the 12 packed bytes at ``at`` (Q4_K, Q5_K)."""
-    byte = raw[row, at + part % 4].to(i32)
-    low = raw[row, at + 8 + part % 4].to(i32) & 15
-    return where(part < 4, byte & 63, low | ((byte >> 2) & 48)).to(f32)
+def six_bit_scale(raw, row, R, at, part):
+    """Scale ``part`` of 8 in the 12 packed bytes at ``at`` (Q4_K, Q5_K); f32 (R, 1)."""
+    plain = byte(raw, row, R, at + part % 4)
+    low = byte(raw, row, R, at + 8 + part % 4) & 15
+    return where(part < 4, plain & 63, low | ((plain >> 2) & 48)).to(f32)
 
 
-def six_bit_min(raw, row, at, part):
-    """Minimum ``part`` of 8 in the 12 packed bytes at ``at`` (Q4_K, Q5_K)."""
-    byte = raw[row, at + 4 + part % 4].to(i32)
-    low = raw[row, at + 8 + part % 4].to(i32) >> 4
-    return where(part < 4, byte & 63, low | ((byte >> 2) & 48)).to(f32)
+def six_bit_min(raw, row, R, at, part):
+    """Minimum ``part`` of 8 in the 12 packed bytes at ``at`` (Q4_K, Q5_K); f32 (R, 1)."""
+    plain = byte(raw, row, R, at + 4 + part % 4)
+    low = byte(raw, row, R, at + 8 + part % 4) >> 4
+    return where(part < 4, plain & 63, low | ((plain >> 2) & 48)).to(f32)
 
 
-def q4_k_part(raw, row, at, part):
-    d = half(raw, row, at) * six_bit_scale(raw, row, at + 4, part)
-    m = half(raw, row, at + 2) * six_bit_min(raw, row, at + 4, part)
-    start = at + 16 + 32 * (part // 2)
-    q = bits_at(raw, row, start, 4 * (part % 2), 15)
+def q4_k_part(raw, row, R, at, part):
+    d = half(raw, row, R, at) * six_bit_scale(raw, row, R, at + 4, part)
+    m = half(raw, row, R, at + 2) * six_bit_min(raw, row, R, at + 4, part)
+    q = bits_at(raw, row, R, at + 16 + 32 * (part // 2), 4 * (part % 2), 15)
     return d * q.to(f32) - m
 
 
-def q5_k_part(raw, row, at, part):
-    d = half(raw, row, at) * six_bit_scale(raw, row, at + 4, part)
-    m = half(raw, row, at + 2) * six_bit_min(raw, row, at + 4, part)
-    start = at + 48 + 32 * (part // 2)
-    low = bits_at(raw, row, start, 4 * (part % 2), 15)
-    high = bits_at(raw, row, at + 16, part, 1)
+def q5_k_part(raw, row, R, at, part):
+    d = half(raw, row, R, at) * six_bit_scale(raw, row, R, at + 4, part)
+    m = half(raw, row, R, at + 2) * six_bit_min(raw, row, R, at + 4, part)
+    low = bits_at(raw, row, R, at + 48 + 32 * (part // 2), 4 * (part % 2), 15)
+    high = bits_at(raw, row, R, at + 16, part, 1)
     return d * (low | (high << 4)).to(f32) - m
 
 
-def q6_k_part(raw, row, at, part):
-    d = half(raw, row, at + 208)
+def q6_k_part(raw, row, R, at, part):
+    d = half(raw, row, R, at + 208)
     b = part % 4
-    start = at + 64 * (part // 4) + 32 * (b % 2)
-    low = bits_at(raw, row, start, 4 * (b // 2), 15)
-    top = at + 128 + 32 * (part // 4)
-    high = bits_at(raw, row, top, 2 * b, 3)
+    low = bits_at(raw, row, R, at + 64 * (part // 4) + 32 * (b % 2), 4 * (b // 2), 15)
+    high = bits_at(raw, row, R, at + 128 + 32 * (part // 4), 2 * b, 3)
     q = ((low | (high << 4)) - 32).to(f32)
-    first = d * signed(raw, row, at + 192 + 2 * part).to(f32)
-    return by_sixteen(first, d * signed(raw, row, at + 192 + 2 * part + 1).to(f32), q)
+    first = d * signed(raw, row, R, at + 192 + 2 * part)
+    return by_sixteen(first, d * signed(raw, row, R, at + 192 + 2 * part + 1), q)
 
 
 @dataclass(frozen=True)
@@ -237,7 +241,7 @@ def lookup_blocks(ids: Array, raw: Array, y: Array, VALUES: Const, BYTES: Const,
     row = ids[t]
     for p in range(VALUES // 32):
         at = block * VALUES + 32 * p
-        y[t, at : at + 32] = part(raw, row, block * BYTES, p)
+        y[t : t + 1, at : at + 32] = part(raw, row, 1, block * BYTES, p)
 
 
 @kernel
@@ -300,6 +304,9 @@ def _tile(x, wide, y, extras, t, n0, k0, K, KC, MT, epilogue):
     y[t : t + MT, n0 : n0 + 32] = acc
 
 
+_ROWS = 8  # rows of W that are dequantised and transposed together
+
+
 @kernel
 def generic_matmul(
     x: Array,
@@ -311,6 +318,7 @@ def generic_matmul(
     MT: Const,
     VALUES: Const,
     BYTES: Const,
+    ROWS: Const,
     part: Inline,
     epilogue: Inline,
 ):
@@ -320,12 +328,12 @@ def generic_matmul(
     tiled = tokens // MT * MT
     wide = scratch((KC, 32), f32)
     for k0 in range(0, K, KC):
-        for r in range(32):
+        for r in range(0, 32, ROWS):
             for b in range(KC // VALUES):
                 at = (k0 // VALUES + b) * BYTES
                 for p in range(VALUES // 32):
                     k = b * VALUES + 32 * p
-                    wide[k : k + 32, r] = part(raw, n0 + r, at, p)
+                    wide[k : k + 32, r : r + ROWS] = part(raw, n0 + r, ROWS, at, p).T
         for t in range(0, tiled, MT):
             _tile(x, wide, y, extras, t, n0, k0, K, KC, MT, epilogue)
         for t in range(tiled, tokens):
@@ -353,6 +361,7 @@ def generic_matmul_calls(
         "MT": 8 if tokens >= 8 else 4 if tokens >= 4 else 1,
         "VALUES": fmt.values,
         "BYTES": fmt.nbytes,
+        "ROWS": _ROWS,
         "part": fmt.part,
         "epilogue": epilogue or no_epilogue,
     }
