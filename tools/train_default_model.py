@@ -16,7 +16,8 @@ written atomically; `train` again goes on from the last one.
 The shipped model has 2,755,008 parameters and saw 1,565 steps (about 6.4 million tokens, 4.8 times
 the text) in 85 minutes of two cores that were mostly busy with other work; alone they do about
 5,400 tokens/s. In about its first 1,000 steps half of the windows began where a chapter does,
-which it partly learnt by heart; since then they begin where any paragraph does. Losses over 64 evenly spread windows of 256 tokens, float32:
+which it partly learnt by heart; since then they begin where any paragraph does. Losses over 64
+evenly spread windows of 256 tokens, float32:
 
     training documents    3.106 nats per token    1.433 bits per byte
     held-out documents    3.543 nats per token    1.644 bits per byte
