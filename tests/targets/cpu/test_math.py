@@ -80,8 +80,7 @@ def ulp_error(got: np.ndarray, exact: np.ndarray, dtype: type = np.float32) -> n
         exponent = np.floor(np.log2(np.abs(exact)))
         exponent = np.clip(exponent, info.minexp, info.maxexp - 1)
         exponent = np.where(np.isfinite(exponent), exponent, info.minexp)
-        error = np.abs(got.astype(np.float64) - exact) / np.exp2(exponent - info.nmant)
-    return error
+        return np.abs(got.astype(np.float64) - exact) / np.exp2(exponent - info.nmant)
 
 
 def check(x: tuple[np.ndarray, ...], got: np.ndarray, exact: np.ndarray, limit: float) -> None:

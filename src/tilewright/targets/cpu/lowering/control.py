@@ -63,8 +63,8 @@ def counted_loop(
     after = em.op(f"add i64 {i}, 1")
     last = em.block
     em.add_incoming(i_line, after, last)
-    for (_, line), value in zip(phis, nexts):
-        em.add_incoming(line, value, last)
+    for (_, line), following in zip(phis, nexts):
+        em.add_incoming(line, following, last)
     em.branch(em.op(f"icmp slt i64 {after}, {count}"), head, done)
     em.start(done)
     if known:

@@ -117,10 +117,8 @@ def _step(
     chosen: range,
     widths: Sequence[int],
 ) -> list[str]:
-    vectors = [right(at, j, widths[j]) for j in chosen]
-    vectors = [
-        (arith.cast_value(ctx, d, dtype, v, widths[j])) for (d, v), j in zip(vectors, chosen)
-    ]
+    loaded = [right(at, j, widths[j]) for j in chosen]
+    vectors = [arith.cast_value(ctx, d, dtype, v, widths[j]) for (d, v), j in zip(loaded, chosen)]
     out: list[str] = []
     element = reg_type(dtype)
     for i, r in enumerate(rows):

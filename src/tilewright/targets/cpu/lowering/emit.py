@@ -65,7 +65,7 @@ def literal(value: bool | int | float, dtype: DType) -> str:
                 return str(int(np.float16(x).view(np.uint16)))
         import numpy as np
 
-        return str(int(from_float32(np.float32(round_f32(x)))))
+        return str(int(from_float32(np.asarray(round_f32(x), np.float32))))
     if isinstance(value, float) and not math.isfinite(value):
         raise CompileError(f"constant {value} does not fit {dtype}")
     n = int(value) & ((1 << dtype.bits) - 1)

@@ -78,8 +78,22 @@ def _nearest(v: Vector, x: str) -> tuple[str, str]:
     return v.sub(shifted, v.constant(_ROUND)), v.isub(v.bits(shifted), v.icon(0x4B400000))
 
 
-def _scale(v: Vector, x: str, n: str) -> str:
-    """``x * 2**n`` for -252 <= n <= 254, rounded once."""
+def _scale(v: Vector, x: str, whole: str, n: str) -> str:
+    """``x * 2**n`` rounded once, for -252 <= n <= 254 given as a float and as an i32."""
+    if v.machine.has_avx512 and v.width in (8, 16):
+        bits = 32 * v.width
+        extra = [("i32", "4")] if bits == 512 else []
+        return v.em.call(
+            f"llvm.x86.avx512.mask.scalef.ps.{bits}",
+            v.type,
+            [
+                (v.type, x),
+                (v.type, whole),
+                (v.type, v.constant(0.0)),
+                (f"i{v.width}", "-1"),
+                *extra,
+            ],
+        )
     half = v.ashr(n, v.icon(1))
     rest = v.isub(n, half)
     first = v.unbits(v.shl(v.iadd(half, v.icon(127)), v.icon(23)))
@@ -97,19 +111,19 @@ def _clamp(v: Vector, x: str, low: float, high: float) -> str:
 _EXP = (0.5, 0.166665181517601, 0.04166620597243309, 0.008368889801204205, 0.001395049155689776)
 
 
-def _reduce_exp(v: Vector, x: str) -> tuple[str, str]:
-    """``n`` and ``e^r - 1`` with x = n ln 2 + r."""
+def _reduce_exp(v: Vector, x: str) -> tuple[str, str, str]:
+    """``n`` (as float and as i32) and ``e^r - 1`` with x = n ln 2 + r."""
     n, whole = _nearest(v, v.mul(x, v.constant(_LOG2E)))
     r = v.fma(n, v.constant(-_LN2_HI), x)
     r = v.fma(n, v.constant(-_LN2_LO), r)
     q = v.polynomial(r, _EXP)
-    return whole, v.fma(v.mul(r, r), q, r)
+    return n, whole, v.fma(v.mul(r, r), q, r)
 
 
 def _exp(v: Vector, x: str) -> str:
     x = _clamp(v, x, -104.0, 89.0)
-    n, p = _reduce_exp(v, x)
-    return _scale(v, v.add(p, v.constant(1.0)), n)
+    whole, n, p = _reduce_exp(v, x)
+    return _scale(v, v.add(p, v.constant(1.0)), whole, n)
 
 
 # Minimax coefficients of (2^r - 1) / r for |r| <= 1/2; relative error 2e-9.
@@ -121,10 +135,10 @@ _EXP2 = (
 
 def _exp2(v: Vector, x: str) -> str:
     x = _clamp(v, x, -151.0, 129.0)
-    n, whole = _nearest(v, x)
-    r = v.sub(x, n)
+    whole, n = _nearest(v, x)
+    r = v.sub(x, whole)
     p = v.fma(v.polynomial(r, _EXP2), r, v.constant(1.0))
-    return _scale(v, p, whole)
+    return _scale(v, p, whole, n)
 
 
 def _sigmoid(v: Vector, x: str) -> str:
@@ -138,7 +152,7 @@ def _tanh(v: Vector, x: str) -> str:
     """(e^2|x| - 1) / (e^2|x| + 1) with the numerator computed without cancellation."""
     y = v.abs(x)
     y = v.select(v.compare("ogt", y, v.constant(10.0)), v.constant(10.0), y)
-    n, p = _reduce_exp(v, v.add(y, y))
+    _, n, p = _reduce_exp(v, v.add(y, y))
     power = v.unbits(v.shl(v.iadd(n, v.icon(127)), v.icon(23)))
     less_one = v.fma(power, p, v.sub(power, v.constant(1.0)))
     out = v.div(less_one, v.add(less_one, v.constant(2.0)))

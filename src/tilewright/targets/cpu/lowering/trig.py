@@ -8,7 +8,10 @@ R. Hanek, "Radian reduction for trigonometric functions", 1983).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tilewright.dtypes import f64
+from tilewright.targets.cpu.lowering.emit import Emitter
 from tilewright.targets.cpu.lowering.vector import Vector
 
 __all__ = ["cos", "sin"]
@@ -75,18 +78,39 @@ def _reduce(v: Vector, x: str) -> tuple[str, str]:
     before = em.block
     em.branch(any_far, slow, done)
     em.start(slow)
-    _payne_hanek(v)
-    rs, ns = near, n
-    for lane in range(v.width):
-        rs, ns = _far_lane(v, x, far, rs, ns, lane)
-    after = em.block
+    pair = f"{{ {v.type}, {v.itype} }}"
+    arguments = f"{v.type} {x}, {v.flag} {far}, {v.type} {near}, {v.itype} {n}"
+    fixed = em.op(f"call {pair} @{_far_function(v)}({arguments})")
+    rs = em.op(f"extractvalue {pair} {fixed}, 0")
+    ns = em.op(f"extractvalue {pair} {fixed}, 1")
     em.jump(done)
     em.start(done)
     out_r, line_r = em.phi(v.type, near, before)
     out_n, line_n = em.phi(v.itype, n, before)
-    em.add_incoming(line_r, rs, after)
-    em.add_incoming(line_n, ns, after)
+    em.add_incoming(line_r, rs, slow)
+    em.add_incoming(line_n, ns, slow)
     return out_r, out_n
+
+
+def _far_function(v: Vector) -> str:
+    """A function that replaces ``r`` and ``n`` in the lanes whose argument is large."""
+    _payne_hanek(v)
+    name = f"tw.far.{v.width}"
+    if not v.em.module.has_helper(name):
+        inner = replace(v, em=Emitter(v.em.module))
+        rs, ns = "%r", "%n"
+        for lane in range(v.width):
+            rs, ns = _far_lane(inner, "%x", "%far", rs, ns, lane)
+        pair = f"{{ {v.type}, {v.itype} }}"
+        half = inner.em.op(f"insertvalue {pair} poison, {v.type} {rs}, 0")
+        both = inner.em.op(f"insertvalue {pair} {half}, {v.itype} {ns}, 1")
+        head = f"{v.type} %x, {v.flag} %far, {v.type} %r, {v.itype} %n"
+        v.em.module.helper(
+            name,
+            f"define internal {pair} @{name}({head}) noinline {{\n"
+            f"{inner.em.body()}\n  ret {pair} {both}\n}}",
+        )
+    return name
 
 
 def _far_lane(v: Vector, x: str, far: str, rs: str, ns: str, lane: int) -> tuple[str, str]:
