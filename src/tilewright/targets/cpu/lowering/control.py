@@ -117,8 +117,8 @@ def _for(ctx: Context, op: ir.Op) -> None:
     after = em.op(f"add i64 {iv}, {step}")
     last = em.block
     em.add_incoming(iv_line, after, last)
-    for (_, line), value in zip(phis, nexts):
-        em.add_incoming(line, value, last)
+    for (_, line), following in zip(phis, nexts):
+        em.add_incoming(line, following, last)
     em.branch(_continues(ctx, after, hi, None), head, done)
     em.start(done)
     finals: list[str] = list(nexts)
