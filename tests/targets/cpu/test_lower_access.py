@@ -300,3 +300,33 @@ def test_other_x86_machines_compile(cpu: str) -> None:
     if Machine.detect_host().arch != "x86_64":
         pytest.skip("x86 names are known on x86 only")
     assert len(compile_object(lower(w.fn, machine), machine).data) > 1000
+
+
+def test_aarch64_compiles_without_library_calls() -> None:
+    """Every kind of op for an Arm server, as assembly: there is nothing here to run it."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    flags = frozenset({"neon", "dotprod", "fullfp16"})
+    machine = Machine("neoverse-n1", "", "aarch64-unknown-linux-gnu", flags)
+    assert machine.lanes == 4
+    params = [array(f32, 2), array(f32, 2), array(i32, 2), array(f16, 2), array(bf16, 2)]
+    w = Writer("arm", params)
+    zero, start = w.const(0), w.mul(w.pid(), w.const(10))
+    x, y, z, h, b = (w.load(p, [window(10, zero), window(10, start)]) for p in params)
+    total = w.dot(x, y, w.cast(h, f32))
+    for name in ("exp", "log", "sin", "tanh", "erf", "sqrt", "round"):
+        total = w.add(total, w.unary(name, x))
+    total = w.add(total, w.cast(w.emit("dot4", (z, z, z), z.type), f32))
+    total = w.add(total, w.expand(w.reduce("sum", w.cast(b, f32), 1), 1))
+    w.store(params[0], [window(10, zero), window(10, start)], total)
+    w.store(params[3], [window(10, zero), window(10, start)], w.cast(total, f16))
+    w.store(params[4], [window(10, zero), window(10, start)], w.cast(total, bf16))
+    module = llvm.parse_assembly(lower(w.fn, machine))
+    module.verify()
+    target = llvm.Target.from_triple(machine.triple)
+    asm = target.create_target_machine(cpu=machine.cpu, opt=2).emit_assembly(module)
+    assert "fmla" in asm
+    calls = {line.split()[1] for line in asm.splitlines() if line.startswith("\tbl\t")}
+    assert {name for name in calls if not name.startswith(("tw.", "arm."))} == set()
