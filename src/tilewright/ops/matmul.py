@@ -49,13 +49,13 @@ def matmul_reference(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 @kernel
-def float_matvec(x: Array, w: Array, y: Array, extras: Arrays, K: Const, epilogue: Inline):
-    """y (1, N) for one token: one panel of 32 rows per program, read once from memory."""
+def float_few(x: Array, w: Array, y: Array, extras: Arrays, K: Const, MT: Const, epilogue: Inline):
+    """y (MT, N) for a few tokens: one panel of 32 rows per program, read once from memory."""
     panel = program_id(0)
-    acc = zeros((1, 32), f32)
+    acc = zeros((MT, 32), f32)
     for k in range(K):
-        acc = fma(expand_dims(x[0:1, k], 1), expand_dims(w[panel, k, 0:32].to(f32), 0), acc)
-    y[0:1, panel * 32 : panel * 32 + 32] = epilogue(acc, 0, panel * 32, extras)
+        acc = fma(expand_dims(x[0:MT, k], 1), expand_dims(w[panel, k, 0:32].to(f32), 0), acc)
+    y[0:MT, panel * 32 : panel * 32 + 32] = epilogue(acc, 0, panel * 32, extras)
 
 
 def _tile(x, wide, y, extras, t, n0, k0, K, KC, MT, epilogue):
@@ -113,10 +113,9 @@ def float_matmul_calls(
     panels = -(-weight.n // PANEL)
     args = (x, weight.planes["w"], y, tuple(extras))
     consts: dict[str, Any] = {"K": weight.k, "epilogue": epilogue or no_epilogue}
-    if tokens == 1:
-        return [KernelCall(float_matvec, (panels,), args, consts)]
-    tile = _TILE if tokens >= _TILE else 4 if tokens >= 4 else 2
-    consts |= {"KC": chunk_of(weight.k), "MT": tile}
+    if 0 < tokens <= _TILE:
+        return [KernelCall(float_few, (panels,), args, consts | {"MT": tokens})]
+    consts |= {"KC": chunk_of(weight.k), "MT": _TILE}
     return [KernelCall(float_matmul, (panels if tokens else 0,), args, consts)]
 
 

@@ -188,12 +188,12 @@ def _word(q4, t, j, MT):
     return expand_dims(q4[t : t + MT, j], 1)
 
 
-def q8_0_decode(acc, q4, d, s, h, planes, panel, g):
+def q8_0_decode(acc, q4, d, s, h, planes, panel, g, MT):
     w, dw = planes
-    part = _offset(s, 0, g, 1, 128)
+    part = _offset(s, 0, g, MT, 128)
     for j in unroll(8):
-        part = dot4(part, expand_dims(w[panel, g * 8 + j, 0:32], 0), _word(q4, 0, g * 8 + j, 1))
-    return fma(part.to(f32), _scales(d, 0, g, 1, dw[panel, g, 0:32].to(f32)), acc)
+        part = dot4(part, expand_dims(w[panel, g * 8 + j, 0:32], 0), _word(q4, 0, g * 8 + j, MT))
+    return fma(part.to(f32), _scales(d, 0, g, MT, dw[panel, g, 0:32].to(f32)), acc)
 
 
 def q8_0_prepare(planes, panel, k0, KC):
@@ -208,14 +208,14 @@ def q8_0_block(acc, q4, d, s, h, t, g, ready, b, panel, k0, MT):
     return fma(part.to(f32), _scales(d, t, g, MT, dw[panel, g, 0:32].to(f32)), acc)
 
 
-def q4_0_decode(acc, q4, d, s, h, planes, panel, g):
+def q4_0_decode(acc, q4, d, s, h, planes, panel, g, MT):
     w, dw = planes
-    part = _offset(s, 0, g, 1, 8)
+    part = _offset(s, 0, g, MT, 8)
     for j in unroll(4):
         word = expand_dims(w[panel, g * 4 + j, 0:32], 0)
-        part = dot4(part, word & 0x0F0F0F0F, _word(q4, 0, g * 8 + j, 1))
-        part = dot4(part, (word >> 4) & 0x0F0F0F0F, _word(q4, 0, g * 8 + 4 + j, 1))
-    return fma(part.to(f32), _scales(d, 0, g, 1, dw[panel, g, 0:32].to(f32)), acc)
+        part = dot4(part, word & 0x0F0F0F0F, _word(q4, 0, g * 8 + j, MT))
+        part = dot4(part, (word >> 4) & 0x0F0F0F0F, _word(q4, 0, g * 8 + 4 + j, MT))
+    return fma(part.to(f32), _scales(d, 0, g, MT, dw[panel, g, 0:32].to(f32)), acc)
 
 
 def q4_0_prepare(planes, panel, k0, KC):
@@ -268,7 +268,7 @@ def _byte(word, i):
     return bitcast((word >> (8 * i)) & 0xFF, i32).to(f32)
 
 
-def q4_k_decode(acc, q4, d, s, h, planes, panel, step):
+def q4_k_decode(acc, q4, d, s, h, planes, panel, step, MT):
     w = planes[0]
     at = step * 36
     dw, mw, scales, minima = _q4_k_head(w, panel, at)
@@ -277,16 +277,16 @@ def q4_k_decode(acc, q4, d, s, h, planes, panel, step):
     for half in range(2):
         for pair in unroll(2):
             g = step * 8 + 4 * half + 2 * pair
-            low = zeros((1, 32), i32)
-            high = zeros((1, 32), i32)
+            low = zeros((MT, 32), i32)
+            high = zeros((MT, 32), i32)
             for j in unroll(8):
                 word = expand_dims(w[panel, at + 4 + half * 16 + pair * 8 + j, 0:32], 0)
-                low = dot4(low, word & 0x0F0F0F0F, _word(q4, 0, g * 8 + j, 1))
-                high = dot4(high, (word >> 4) & 0x0F0F0F0F, _word(q4, 0, g * 8 + 8 + j, 1))
-            acc = fma(low.to(f32), _scales(d, 0, g, 1, dw * _byte(scale, 2 * pair)), acc)
-            acc = _add_min(acc, d, s, 0, g, 1, mw * _byte(minimum, 2 * pair))
-            acc = fma(high.to(f32), _scales(d, 0, g + 1, 1, dw * _byte(scale, 2 * pair + 1)), acc)
-            acc = _add_min(acc, d, s, 0, g + 1, 1, mw * _byte(minimum, 2 * pair + 1))
+                low = dot4(low, word & 0x0F0F0F0F, _word(q4, 0, g * 8 + j, MT))
+                high = dot4(high, (word >> 4) & 0x0F0F0F0F, _word(q4, 0, g * 8 + 8 + j, MT))
+            acc = fma(low.to(f32), _scales(d, 0, g, MT, dw * _byte(scale, 2 * pair)), acc)
+            acc = _add_min(acc, d, s, 0, g, MT, mw * _byte(minimum, 2 * pair))
+            acc = fma(high.to(f32), _scales(d, 0, g + 1, MT, dw * _byte(scale, 2 * pair + 1)), acc)
+            acc = _add_min(acc, d, s, 0, g + 1, MT, mw * _byte(minimum, 2 * pair + 1))
         scale = scales[1]
         minimum = minima[1]
     return acc
@@ -335,25 +335,25 @@ def _add_halves(acc, first, second, low_scale, high_scale, d, t, g, MT):
     return fma(part, expand_dims(d[t : t + MT, g], 1), acc)
 
 
-def q6_k_decode(acc, q4, d, s, h, planes, panel, step):
+def q6_k_decode(acc, q4, d, s, h, planes, panel, step, MT):
     wl, wh, sc, dw = planes
     dw32 = dw[panel, step, 0:32].to(f32)
     for half in range(2):
         for block in unroll(4):
             g = step * 8 + half * 4 + block
-            first, second = _q6_halves(s, h, 0, g, 1)
+            first, second = _q6_halves(s, h, 0, g, MT)
             for j in unroll(8):
                 low = wl[panel, step * 32 + half * 16 + (block % 2) * 8 + j, 0:32]
                 low = (low >> (4 * (block // 2))) & 0x0F0F0F0F
                 high = (wh[panel, step * 16 + half * 8 + j, 0:32] >> (2 * block)) & 0x03030303
                 word = expand_dims(low | (high << 4), 0)
                 if j < 4:
-                    first = dot4(first, word, _word(q4, 0, g * 8 + j, 1))
+                    first = dot4(first, word, _word(q4, 0, g * 8 + j, MT))
                 else:
-                    second = dot4(second, word, _word(q4, 0, g * 8 + j, 1))
+                    second = dot4(second, word, _word(q4, 0, g * 8 + j, MT))
             low_scale = dw32 * sc[panel, g * 2, 0:32].to(f32)
             high_scale = dw32 * sc[panel, g * 2 + 1, 0:32].to(f32)
-            acc = _add_halves(acc, first, second, low_scale, high_scale, d, 0, g, 1)
+            acc = _add_halves(acc, first, second, low_scale, high_scale, d, 0, g, MT)
     return acc
 
 
@@ -418,7 +418,7 @@ FORMATS: Mapping[str, QuantFormat] = {
 
 
 @kernel
-def matvec(
+def matmul_few(
     q4: Array,
     d: Array,
     s: Array,
@@ -428,15 +428,16 @@ def matvec(
     extras: Arrays,
     K: Const,
     STEP: Const,
+    MT: Const,
     decode: Inline,
     epilogue: Inline,
 ):
-    """y (1, N) for one token: one panel of 32 rows per program, read once from memory."""
+    """y (MT, N) for a few tokens: one panel of 32 rows per program, read once from memory."""
     panel = program_id(0)
-    acc = zeros((1, 32), f32)
+    acc = zeros((MT, 32), f32)
     for step in range(K // STEP):
-        acc = decode(acc, q4, d, s, h, planes, panel, step)
-    y[0:1, panel * 32 : panel * 32 + 32] = epilogue(acc, 0, panel * 32, extras)
+        acc = decode(acc, q4, d, s, h, planes, panel, step, MT)
+    y[0:MT, panel * 32 : panel * 32 + 32] = epilogue(acc, 0, panel * 32, extras)
 
 
 def _tile(q4, d, s, h, ready, y, extras, t, panel, k0, K, KC, MT, block, epilogue):
@@ -480,6 +481,9 @@ def matmul_chunked(
             _tile(q4, d, s, h, ready, y, extras, t, panel, k0, K, KC, 1, block, epilogue)
 
 
+_FEW = 4  # tokens whose accumulators all fit the registers beside the unpacked weights
+
+
 def no_epilogue(acc, i, j, extras):
     """Store the accumulator as it is."""
     return acc
@@ -505,9 +509,9 @@ def quantized_matmul_calls(
     args = (x.q4, x.d, x.s, x.h, tuple(weight.planes.values()), y, tuple(extras))
     consts: dict[str, Any] = {"K": weight.k, "epilogue": epilogue or no_epilogue}
     panels = -(-weight.n // PANEL)
-    if tokens == 1:
-        consts |= {"STEP": fmt.step, "decode": fmt.decode}
-        return [KernelCall(matvec, (panels,), args, consts)]
-    tile = min(fmt.tile, tokens) if tokens != 5 else 4
+    if 0 < tokens <= _FEW:
+        consts |= {"STEP": fmt.step, "MT": tokens, "decode": fmt.decode}
+        return [KernelCall(matmul_few, (panels,), args, consts)]
+    tile = min(fmt.tile, tokens)
     consts |= {"KC": _chunk(weight.k, fmt), "MT": tile, "prepare": fmt.prepare, "block": fmt.block}
     return [KernelCall(matmul_chunked, (panels if tokens else 0,), args, consts)]
