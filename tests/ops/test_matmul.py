@@ -43,7 +43,7 @@ def test_product(type: str, tokens: int) -> None:
 
 
 @pytest.mark.parametrize("type", ["F32", "F16", "BF16", "Q5_1"])
-@pytest.mark.parametrize("tokens", [0, 2, 3, 7, 8, 9])
+@pytest.mark.parametrize("tokens", [0, 2, 3, 7, 8, 9, 141])
 def test_token_counts(type: str, tokens: int) -> None:
     rng = np.random.default_rng(tokens)
     matrix = packed(file_rows(rng, type, 70, 768), type, 768)
@@ -52,7 +52,7 @@ def test_token_counts(type: str, tokens: int) -> None:
 
 
 @pytest.mark.parametrize("k", [1, 2, 31, 64, 172, 257, 288, 521, 1009])
-@pytest.mark.parametrize("tokens", [1, 9])
+@pytest.mark.parametrize("tokens", [1, 9, 130])
 def test_any_width(k: int, tokens: int) -> None:
     rng = np.random.default_rng(k)
     matrix = packed(file_rows(rng, "F16", 33, k), "F16", k)
@@ -95,7 +95,7 @@ def gelu_and_add(acc, i, j, extras):
 
 
 @pytest.mark.parametrize("type", ["F32", "F16", "Q5_K"])
-@pytest.mark.parametrize("tokens", [1, 3, 16])
+@pytest.mark.parametrize("tokens", [1, 3, 16, 130])
 def test_epilogue_sees_the_whole_sum(type: str, tokens: int) -> None:
     rng = np.random.default_rng(11)
     matrix = packed(file_rows(rng, type, 50, 1024), type, 1024)

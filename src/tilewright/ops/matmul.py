@@ -40,7 +40,8 @@ from tilewright.runtime.launch import kernel
 __all__ = ["array_matmul_calls", "float_matmul_calls", "matmul", "matmul_calls", "matmul_reference"]
 
 _CHUNK = 256
-_TILE = 8
+_TILE = 8  # tokens whose 8 x 32 sums take half the registers and hide the latency
+_MANY = 128  # tokens from which it pays to widen 16-bit weights once for all of them
 
 
 def matmul_reference(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -48,14 +49,30 @@ def matmul_reference(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return (x.astype(np.float64) @ weight.astype(np.float64).T).astype(np.float32)
 
 
-@kernel
-def float_few(x: Array, w: Array, y: Array, extras: Arrays, K: Const, MT: Const, epilogue: Inline):
-    """y (MT, N) for a few tokens: one panel of 32 rows per program, read once from memory."""
-    panel = program_id(0)
+def _direct(x, w, y, extras, panel, t, K, MT, epilogue):
+    """MT rows of y, weights straight from memory; inline."""
     acc = zeros((MT, 32), f32)
     for k in range(K):
-        acc = fma(expand_dims(x[0:MT, k], 1), expand_dims(w[panel, k, 0:32].to(f32), 0), acc)
-    y[0:MT, panel * 32 : panel * 32 + 32] = epilogue(acc, 0, panel * 32, extras)
+        acc = fma(expand_dims(x[t : t + MT, k], 1), expand_dims(w[panel, k, 0:32].to(f32), 0), acc)
+    y[t : t + MT, panel * 32 : panel * 32 + 32] = epilogue(acc, t, panel * 32, extras)
+
+
+@kernel
+def float_direct(
+    x: Array, w: Array, y: Array, extras: Arrays, K: Const, MT: Const, epilogue: Inline
+):
+    """y (T, N): one panel of 32 columns per program, MT tokens at a time.
+
+    16-bit weights are widened again for every tile, which pays while there are few tiles.
+    """
+    panel = program_id(0)
+    tokens = x.shape[0]
+    tiled = tokens // MT * MT
+    for t in range(0, tiled, MT):
+        _direct(x, w, y, extras, panel, t, K, MT, epilogue)
+    if MT > 1:
+        for t in range(tiled, tokens):
+            _direct(x, w, y, extras, panel, t, K, 1, epilogue)
 
 
 def _tile(x, wide, y, extras, t, n0, k0, K, KC, MT, epilogue):
@@ -82,7 +99,7 @@ def _chunk(x, w, wide, y, extras, panel, k0, K, KC, MT, epilogue):
 
 
 @kernel
-def float_matmul(
+def float_widened(
     x: Array,
     w: Array,
     y: Array,
@@ -92,7 +109,7 @@ def float_matmul(
     MT: Const,
     epilogue: Inline,
 ):
-    """y (T, N): one panel of 32 columns per program, for all tokens."""
+    """y (T, N): one panel of 32 columns per program, widened a chunk at a time for all tokens."""
     panel = program_id(0)
     wide = scratch((KC, 32), f32)
     for k0 in range(0, K // KC * KC, KC):
@@ -113,10 +130,11 @@ def float_matmul_calls(
     panels = -(-weight.n // PANEL)
     args = (x, weight.planes["w"], y, tuple(extras))
     consts: dict[str, Any] = {"K": weight.k, "epilogue": epilogue or no_epilogue}
-    if 0 < tokens <= _TILE:
-        return [KernelCall(float_few, (panels,), args, consts | {"MT": tokens})]
+    if weight.format == "f32" or tokens < _MANY:
+        consts["MT"] = max(1, min(tokens, _TILE))
+        return [KernelCall(float_direct, (panels if tokens else 0,), args, consts)]
     consts |= {"KC": chunk_of(weight.k), "MT": _TILE}
-    return [KernelCall(float_matmul, (panels if tokens else 0,), args, consts)]
+    return [KernelCall(float_widened, (panels,), args, consts)]
 
 
 def chunk_of(k: int) -> int:
