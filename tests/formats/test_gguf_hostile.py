@@ -225,7 +225,7 @@ def array(item: int, count: int, data: bytes = b"") -> bytes:
 
 # name: (file, part of the message)
 CRAFTED: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "empty file"),
+    "empty": (b"", "it is empty"),
     "magic only": (b"GGUF", "the version needs 4 bytes"),
     "other magic": (b"ggml" + gguf_file()[4:], "not a GGUF file"),
     "text file": (b"Once upon a time there was a file", "not a GGUF file"),
