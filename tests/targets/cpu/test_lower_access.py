@@ -275,6 +275,48 @@ def test_loops_of_every_kind(machine: Machine) -> None:
         check_with(compiled, w.fn, [np.zeros(8, np.int64), lo, hi, step], (1,))
 
 
+@machines
+def test_starts_computed_from_hostile_numbers(machine: Machine) -> None:
+    """Arithmetic on indices that were loaded may wrap around; no conclusion may rest on it."""
+    params = [array(f32, 1), array(i64, 1), array(f32, 2)]
+    source, numbers, out = params
+    w = Writer("hostile", params)
+    zero, five, n = w.const(0), w.const(5), w.const(40)
+    x = w.load(numbers, [at(w.pid())])
+    high = w.binary("sub", w.binary("min", x, n), w.const(-(2**63) + 45))
+    starts = [
+        w.add(w.binary("max", x, zero), five),
+        w.binary("sub", w.binary("min", x, n), five),
+        w.mul(w.binary("max", x, zero), w.const(8)),
+        w.binary("shl", w.binary("max", x, zero), w.const(3)),
+        w.binary("min", w.binary("max", w.add(x, five), zero), w.const(30)),
+        w.binary("mod", x, n),
+        w.binary("floordiv", w.binary("max", x, five), w.const(3)),
+        w.add(w.cast(w.cast(x, i32), i64), five),
+        w.cast(w.add(w.cast(x, i32), w.const(2**31 - 1, i32)), i64),
+        w.binary("shr", x, w.const(2)),
+        w.unary("neg", w.binary("min", x, zero)),
+        high,
+    ]
+    for k, start in enumerate(starts):
+        w.store(out, [at(w.const(k)), window(20, zero)], w.load(source, [window(20, start)]))
+        w.store(source, [window(20, start)], w.const(float(-k), f32, (20,)))
+
+    # A loop near the largest number: its counter must not come round to the array again.
+    def body(i: ir.Value) -> list[ir.Value]:
+        w.store(source, [window(20, i)], w.const(7.0, f32, (20,)))
+        return []
+
+    w.loop(w.binary("max", w.binary("sub", high, w.const(3)), zero), high, 4, [], body)
+    compiled = build(w.fn, machine)
+    rng = np.random.default_rng(0)
+    hostile = [0, 1, 5, 30, 39, 41, -1, -5, -40, 2**63 - 1, -(2**63), 2**63 - 5, -(2**63) + 4,
+               2**60, 2**61 + 1, 2**31, 2**31 - 1, -(2**31), 2**32 - 5, 2**62]  # fmt: skip
+    for number in hostile:
+        args = [values(rng, f32, (45,)), np.array([number]), np.zeros((len(starts), 20), "f")]
+        check_with(compiled, w.fn, args, (1,))
+
+
 def test_too_much_scratch_is_refused() -> None:
     w = Writer("huge", [array(f32, 1)])
     w.b.emit("scratch", (), (ir.ArrayType.dense(f32, (300, 300)),))

@@ -49,31 +49,35 @@ class Plan:
     Attributes:
         checks: per (access, axis); absent when the axis is always inside.
         condition: operand (i1) of the conjunction of all hoisted tests; None when there is none.
-        nonnegative: i64 scalars that cannot be below zero.
+        endless: loops whose counter might pass the largest i64 before it reaches the end.
     """
 
     checks: dict[tuple[ir.Op, int], Check] = field(default_factory=dict)
     condition: str | None = None
+    endless: set[ir.Op] = field(default_factory=set)
 
     def check(self, op: ir.Op, axis: int, checked: bool) -> Check | None:
         """The check that ``axis`` of ``op`` needs in the (un)checked version."""
         found = self.checks.get((op, axis))
         if found is None or (found.hoisted and not checked):
             return None
-        return found
+        # What is known about signs may rest on the entry test, which has failed here.
+        return Check(found.hoisted, False) if checked else found
 
 
 @dataclass(frozen=True)
 class Range:
     """Smallest and largest value (operands in the entry code; None when unknown).
 
-    ``bits``: the absolute values stay below ``2**bits``. ``nonnegative``: never below zero, even
-    where ``lo`` is not a literal.
+    Attributes:
+        bits: the value's size stays below ``2**bits``; None: it may be anything, so that
+            arithmetic on it may wrap and nothing follows from a single known end.
+        nonnegative: never below zero, even where ``lo`` is not a literal.
     """
 
     lo: str | None
     hi: str | None
-    bits: int = _MAX_BITS + 1
+    bits: int | None = None
     nonnegative: bool = False
 
     @property
@@ -130,6 +134,7 @@ class _Analysis:
                 self.arrays[op.result] = ArrayRef(kind.dtype, "", shape, (), scratch=True)
             elif op.name in ("load", "store"):
                 self.access(plan, op)
+        plan.endless = {op for iv, op in self.loops.items() if self.range(iv).bits is None}
         condition: str | None = None
         for predicate, a, b in self.tests:
             condition = self.em.both(condition, self.em.op(f"icmp {predicate} i64 {a}, {b}"))
@@ -188,10 +193,12 @@ class _Analysis:
         """The range of an integer scalar."""
         if value not in self.ranges:
             found = self.compute(value)
-            if found.bits > _MAX_BITS:
-                found = Range(None, None, nonnegative=found.nonnegative)
-            if value.dtype is not i64 and found.bits >= value.dtype.bits:
-                found = _UNKNOWN  # might wrap
+            width = value.dtype.bits - (1 if value.dtype.is_signed else 0)
+            if found.bits is not None and found.bits > min(width, _MAX_BITS):
+                found = _UNKNOWN  # might have wrapped
+            if found.bits is None and width < _MAX_BITS and value.dtype.is_integer:
+                nonnegative = found.nonnegative or not value.dtype.is_signed
+                found = Range(found.lo, found.hi, width, nonnegative)
             self.ranges[value] = found
         return self.ranges[value]
 
@@ -205,6 +212,13 @@ class _Analysis:
             return self.parameter(value)
         rule: Callable[[ir.Op], Range] | None = getattr(self, "_" + op.name, None)
         return rule(op) if rule else _UNKNOWN
+
+    def bounded(self, op: ir.Op) -> tuple[Range, Range, int] | None:
+        """Both operands and the larger size, if arithmetic on them can be followed."""
+        a, b = (self.range(v) for v in op.operands)
+        if a.bits is None or b.bits is None:
+            return None
+        return a, b, max(a.bits, b.bits)
 
     def leaf(self, operand: str, nonnegative: bool, bits: int = _LEAF_BITS) -> Range:
         known = _literal(operand)
@@ -227,7 +241,8 @@ class _Analysis:
         op = "sext" if value.dtype.is_signed else "zext"
         if value.dtype.bits < 64:
             wide = self.em.op(f"{op} i{value.dtype.bits} {operand} to i64")
-            return self.leaf(wide, not value.dtype.is_signed, value.dtype.bits - 1)
+            bits = value.dtype.bits - (1 if value.dtype.is_signed else 0)
+            return self.leaf(wide, not value.dtype.is_signed, bits)
         return self.guarded(operand, False) if value.dtype is i64 else _UNKNOWN
 
     def induction(self, op: ir.Op) -> Range:
@@ -248,8 +263,9 @@ class _Analysis:
                     span = self.em.call("llvm.smax.i64", "i64", [("i64", span), ("i64", "0")])
                     span = self.em.mul(self.em.op(f"udiv i64 {span}, {by}"), str(by))
                 top = self.em.add(lo.lo, span)
-        bits = max(lo.bits, hi.bits) if hi.hi is not None and lo.lo is not None else _MAX_BITS
-        return Range(lo.lo, top, bits + 1 if bits < _MAX_BITS else bits, lo.nonnegative)
+        if top is None or lo.lo is None or lo.bits is None or hi.bits is None:
+            return Range(lo.lo, top, None, lo.nonnegative)
+        return Range(lo.lo, top, max(lo.bits, hi.bits) + 1, lo.nonnegative)
 
     def sub(self, a: str, b: str) -> str:
         known_a, known_b = _literal(a), _literal(b)
@@ -266,38 +282,47 @@ class _Analysis:
         return self.leaf(self.program[op.attrs["axis"]], True)
 
     def _num_programs(self, op: ir.Op) -> Range:
-        return self.leaf(self.grid[op.attrs["axis"]], True)
+        return self.guarded(self.grid[op.attrs["axis"]], True)
 
     def _dim(self, op: ir.Op) -> Range:
         return self.guarded(self.arrays[op.operands[0]].shape[op.attrs["axis"]], True)
 
     def _add(self, op: ir.Op) -> Range:
-        a, b = (self.range(v) for v in op.operands)
+        known = self.bounded(op)
+        if known is None:
+            return _UNKNOWN
+        a, b, bits = known
         lo = self.em.add(a.lo, b.lo) if a.lo is not None and b.lo is not None else None
         hi = self.em.add(a.hi, b.hi) if a.hi is not None and b.hi is not None else None
-        return Range(lo, hi, max(a.bits, b.bits) + 1, a.nonnegative and b.nonnegative)
+        return Range(lo, hi, bits + 1, a.nonnegative and b.nonnegative)
 
     def _sub(self, op: ir.Op) -> Range:
-        a, b = (self.range(v) for v in op.operands)
+        known = self.bounded(op)
+        if known is None:
+            return _UNKNOWN
+        a, b, bits = known
         lo = self.sub(a.lo, b.hi) if a.lo is not None and b.hi is not None else None
         hi = self.sub(a.hi, b.lo) if a.hi is not None and b.lo is not None else None
-        known = _literal(lo)
-        return Range(lo, hi, max(a.bits, b.bits) + 1, known is not None and known >= 0)
+        least = _literal(lo)
+        return Range(lo, hi, bits + 1, least is not None and least >= 0)
 
     def _mul(self, op: ir.Op) -> Range:
-        a, b = (self.range(v) for v in op.operands)
+        known = self.bounded(op)
+        if known is None:
+            return _UNKNOWN
+        a, b, _ = known
         if _literal(a.lo) is not None and a.exact:
             a, b = b, a
         factor = _literal(b.lo) if b.exact else None
-        bits = a.bits + b.bits
+        bits = (a.bits or 0) + (b.bits or 0)
         if bits > _MAX_BITS:
-            return Range(None, None, nonnegative=False)
+            return _UNKNOWN
         if factor is not None and factor < 0:
             lo = self.em.mul(a.hi, str(factor)) if a.hi is not None else None
             hi = self.em.mul(a.lo, str(factor)) if a.lo is not None else None
             return Range(lo, hi, bits)
         if factor is None and not (a.nonnegative and b.nonnegative):
-            return _UNKNOWN
+            return Range(None, None, bits)
         lo = self.em.mul(a.lo, b.lo) if a.lo is not None and b.lo is not None else None
         hi = self.em.mul(a.hi, b.hi) if a.hi is not None and b.hi is not None else None
         return Range(lo, hi, bits, a.nonnegative and b.nonnegative)
@@ -358,18 +383,16 @@ class _Analysis:
                 ends[end] = str((min if which == "min" else max)(int(x), int(y)))
             else:
                 ends[end] = self.em.call(f"llvm.s{which}.i64", "i64", [("i64", x), ("i64", y)])
-        sizes = [r.bits for r in (a, b) if r.bits <= _MAX_BITS]
-        return Range(
-            ends["lo"],
-            ends["hi"],
-            max(sizes, default=_MAX_BITS + 1),
-            both or (which == "max" and either),
-        )
+        # With both ends known the value's size is theirs; otherwise it is the larger operand's.
+        sizes = [r.bits for r in (a, b) if r.bits is not None]
+        whole = len(sizes) == 2 or (ends["lo"] is not None and ends["hi"] is not None)
+        bits = max(sizes, default=None) if whole else None
+        return Range(ends["lo"], ends["hi"], bits, both or (which == "max" and either))
 
     def _shl(self, op: ir.Op) -> Range:
         a, b = (self.range(v) for v in op.operands)
         by = _literal(b.lo) if b.exact else None
-        if by is None or not 0 <= by < 40 or a.bits + by > _MAX_BITS:
+        if by is None or not 0 <= by < 40 or a.bits is None or a.bits + by > _MAX_BITS:
             return _UNKNOWN
         factor = str(1 << by)
         lo = None if a.lo is None else self.em.mul(a.lo, factor)
@@ -386,15 +409,14 @@ class _Analysis:
         return Range(lo, hi, a.bits, True)
 
     def _cast(self, op: ir.Op) -> Range:
-        source = op.operands[0]
-        if not source.dtype.is_integer:
+        source, result = op.operands[0].dtype, op.result.dtype
+        if not source.is_integer:
             return _UNKNOWN
-        found = self.range(source)
-        if not op.result.dtype.is_signed and not found.nonnegative:
+        found = self.range(op.operands[0])
+        room = result.bits - (1 if result.is_signed else 0)
+        fits = (found.bits is not None and found.bits <= room) or (
+            source.is_signed == result.is_signed and result.bits >= source.bits
+        )
+        if not fits or (not result.is_signed and not found.nonnegative):
             return _UNKNOWN
-        if found.lo is None and found.hi is None:
-            # Only a widening keeps the sign of what is otherwise unknown.
-            wider = op.result.dtype.bits > source.dtype.bits
-            keeps = found.nonnegative or not source.dtype.is_signed
-            return Range(None, None, nonnegative=wider and keeps)
         return found

@@ -114,7 +114,10 @@ def _for(ctx: Context, op: ir.Op) -> None:
     for value, arg in zip(lower_block(ctx, block), carried):
         nexts += aligned(em, ctx.tile(value), arg.shape, ctx.width(arg))
     em.leave()
-    after = em.op(f"add i64 {iv}, {step}")
+    if ctx.checked or op in ctx.plan.endless:
+        after = em.call("llvm.sadd.sat.i64", "i64", [("i64", iv), ("i64", step)])
+    else:
+        after = em.op(f"add i64 {iv}, {step}")
     last = em.block
     em.add_incoming(iv_line, after, last)
     for (_, line), following in zip(phis, nexts):
