@@ -11,9 +11,9 @@ format     planes
 ``q8_0``   ``q`` u32 (P, k/4, 32): four quants biased by 128; ``d`` f16 (P, k/32, 32)
 ``q4_0``   ``q`` u32 (P, k/8, 32): the file's words, word j of a block holds k = 4j.. in its low
            nibbles and k = 16+4j.. in its high ones; ``d`` f16 (P, k/32, 32)
-``q4_k``   ``w`` u32 (P, 36 k/256, 32): the file's 36 words of each 256 values: d and dmin (f16),
-           three words of six-bit scales and minima, 32 words of quants, word j of 64 values
-           holding k = 4j.. in its low nibbles and k = 32+4j.. in its high ones
+``q4_k``   ``q`` u32 (P, k/8, 32): word j of 64 values holds k = 4j.. low and k = 32+4j.. high;
+           ``dm`` f16 (P, k/128, 32): d, dmin, d, ...; ``sm`` u8 (P, k/16, 32): scale and
+           minimum of each 32 values in turn, unpacked from 6 bits
 ``q6_k``   ``ql`` u32 (P, k/8, 32) and ``qh`` u32 (P, k/16, 32): the file's words; ``sc`` i8
            (P, k/16, 32); ``d`` f16 (P, k/256, 32)
 other      ``raw`` u8 (n, row_bytes): the file's rows, dequantised where they are used
@@ -31,7 +31,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -157,7 +156,7 @@ def pack(sources: Sequence[tuple[int, RowReader]], type: str, k: int) -> PackedM
     planes = {
         name: empty(dtype, (panels, k // per, PANEL)).fix() for name, dtype, per in _PLANES[fmt]
     }
-    if fmt in _WORDS:
+    if fmt in ("f32", "f16", "bf16"):
         _pack_plain(sources, planes)
         return PackedMatrix(fmt, n, k, planes)
     views = {name: p.numpy() for name, p in planes.items()}
@@ -211,10 +210,10 @@ def interleave(rows: Array, out: Array):
 
 
 def _pack_plain(sources: Sequence[tuple[int, RowReader]], planes: Mapping[str, Buffer]) -> None:
-    """Pack whole words by the tile kernel: NumPy transposes them at a third of the speed."""
+    """Pack plain numbers by the tile kernel: NumPy transposes them at a third of the speed."""
     plane = planes["w"]
     bits = plane.view(plane.shape, plane.strides, 0, {4: u32, 2: u16}[plane.dtype.nbytes])
-    panels, k, _ = plane.shape  # k: words of a row
+    panels, k, _ = plane.shape
     row_bytes = k * plane.dtype.nbytes
     step = max(1, _CHUNK_BYTES // (row_bytes * PANEL))
     for first in range(0, panels, step):
@@ -257,18 +256,15 @@ def _gather(
 
 # --- planes of each format: (name, dtype, values of k per element) -------------------------------
 
-_PLANES: Mapping[str, tuple[tuple[str, DType, int | Fraction], ...]] = {
+_PLANES: Mapping[str, tuple[tuple[str, DType, int], ...]] = {
     "f32": (("w", f32, 1),),
     "f16": (("w", f16, 1),),
     "bf16": (("w", bf16, 1),),
     "q8_0": (("q", u32, 4), ("d", f16, 32)),
     "q4_0": (("q", u32, 8), ("d", f16, 32)),
-    "q4_k": (("w", u32, Fraction(256, 36)),),
+    "q4_k": (("q", u32, 8), ("dm", f16, 128), ("sm", u8, 16)),
     "q6_k": (("ql", u32, 8), ("qh", u32, 16), ("sc", i8, 16), ("d", f16, 256)),
 }
-
-# formats whose only plane is the file's rows, word by word
-_WORDS = ("f32", "f16", "bf16", "q4_k")
 
 Planes = Mapping[str, np.ndarray]
 
@@ -297,6 +293,18 @@ def _pack_q4_0(rows: np.ndarray, out: Planes) -> None:
     _interleave(blocks[:, :, 2:], np.uint32, out["q"])
 
 
+def _pack_q4_k(rows: np.ndarray, out: Planes) -> None:
+    blocks = rows.reshape(rows.shape[0], -1, 144)
+    _interleave(blocks[:, :, 0:4], np.float16, out["dm"])
+    # six-bit scales and minima: sc[0:4] and m[0:4] in the low bits of bytes 0..3 and 4..7, the
+    # others' low nibbles in bytes 8..11 and their high two bits on top of the first eight bytes
+    a, b, c = blocks[:, :, 4:8], blocks[:, :, 8:12], blocks[:, :, 12:16]
+    sc = np.concatenate([a & 0x3F, (c & 0x0F) | ((a >> 2) & 0x30)], axis=2)
+    m = np.concatenate([b & 0x3F, (c >> 4) | ((b >> 2) & 0x30)], axis=2)
+    _interleave(np.stack([sc, m], axis=3), np.uint8, out["sm"])
+    _interleave(blocks[:, :, 16:], np.uint32, out["q"])
+
+
 def _pack_q6_k(rows: np.ndarray, out: Planes) -> None:
     blocks = rows.reshape(rows.shape[0], -1, 210)
     _interleave(blocks[:, :, :128], np.uint32, out["ql"])
@@ -308,6 +316,7 @@ def _pack_q6_k(rows: np.ndarray, out: Planes) -> None:
 _PACKERS: Mapping[str, Callable[[np.ndarray, Planes], None]] = {
     "q8_0": _pack_q8_0,
     "q4_0": _pack_q4_0,
+    "q4_k": _pack_q4_k,
     "q6_k": _pack_q6_k,
 }
 
@@ -343,10 +352,12 @@ def _unpack_q4_0(p: Planes) -> np.ndarray:
 
 
 def _unpack_q4_k(p: Planes) -> np.ndarray:
-    from tilewright.ops.dequant import dequantize_rows
-
-    rows = _rows(p["w"])
-    return dequantize_rows(rows.view(np.uint8), "q4_k", rows.shape[1] // 36 * 256)
+    dm = _rows(p["dm"]).astype(np.float32)
+    n = dm.shape[0]
+    sm = _rows(p["sm"]).astype(np.float32).reshape(n, -1, 8, 2)
+    d, m = (np.reshape(dm[:, i::2, None] * sm[..., i], (n, -1, 1)) for i in (0, 1))
+    q = _nibbles(_rows(p["q"]), 32).reshape(n, -1, 32).astype(np.float32)
+    return d * q - m
 
 
 def _unpack_q6_k(p: Planes) -> np.ndarray:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from tilewright import lang as tl
-from tilewright.dtypes import DType, f16, f32, i8, i32, u16, u32
+from tilewright.dtypes import DType, f32, i8, i32, u32
 from tilewright.errors import ShapeError
 from tilewright.lang import (
     Array,
@@ -246,66 +246,41 @@ def _add_min(acc, d, s, t, g, MT, minimum):
     return fma(expand_dims(-total, 1), expand_dims(minimum, 0), acc)
 
 
-def _q4_k_head(w, panel, at):
-    """A block's d, dmin (f32) and its scales and minima, four six-bit numbers to a word; inline.
-
-    The first four of each stand in the low six bits of their bytes; the others have their low
-    nibbles in the third word and their high bits on top of the first four.
-    """
-    head = w[panel, at, 0:32]
-    d = bitcast((head & 0xFFFF).to(u16), f16).to(f32)
-    dmin = bitcast((head >> 16).to(u16), f16).to(f32)
-    a = w[panel, at + 1, 0:32]
-    b = w[panel, at + 2, 0:32]
-    c = w[panel, at + 3, 0:32]
-    scales = (a & 0x3F3F3F3F, (c & 0x0F0F0F0F) | ((a >> 2) & 0x30303030))
-    minima = (b & 0x3F3F3F3F, ((c >> 4) & 0x0F0F0F0F) | ((b >> 2) & 0x30303030))
-    return d, dmin, scales, minima
-
-
-def _byte(word, i):
-    """Byte i of each word, as f32; inline."""
-    return bitcast((word >> (8 * i)) & 0xFF, i32).to(f32)
-
-
 def q4_k_decode(acc, q4, d, s, h, planes, panel, step, MT):
-    w = planes[0]
-    at = step * 36
-    dw, mw, scales, minima = _q4_k_head(w, panel, at)
-    scale = scales[0]
-    minimum = minima[0]
-    for half in range(2):
-        for pair in unroll(2):
-            g = step * 8 + 4 * half + 2 * pair
-            low = zeros((MT, 32), i32)
-            high = zeros((MT, 32), i32)
-            for j in unroll(8):
-                word = expand_dims(w[panel, at + 4 + half * 16 + pair * 8 + j, 0:32], 0)
-                low = dot4(low, word & 0x0F0F0F0F, _word(q4, 0, g * 8 + j, MT))
-                high = dot4(high, (word >> 4) & 0x0F0F0F0F, _word(q4, 0, g * 8 + 8 + j, MT))
-            acc = fma(low.to(f32), _scales(d, 0, g, MT, dw * _byte(scale, 2 * pair)), acc)
-            acc = _add_min(acc, d, s, 0, g, MT, mw * _byte(minimum, 2 * pair))
-            acc = fma(high.to(f32), _scales(d, 0, g + 1, MT, dw * _byte(scale, 2 * pair + 1)), acc)
-            acc = _add_min(acc, d, s, 0, g + 1, MT, mw * _byte(minimum, 2 * pair + 1))
-        scale = scales[1]
-        minimum = minima[1]
+    w, dm, sm = planes
+    dw32 = dm[panel, 2 * step, 0:32].to(f32)
+    mw32 = dm[panel, 2 * step + 1, 0:32].to(f32)
+    for pair in range(4):
+        g = step * 8 + 2 * pair
+        low = zeros((MT, 32), i32)
+        high = zeros((MT, 32), i32)
+        for j in unroll(8):
+            word = expand_dims(w[panel, step * 32 + pair * 8 + j, 0:32], 0)
+            low = dot4(low, word & 0x0F0F0F0F, _word(q4, 0, g * 8 + j, MT))
+            high = dot4(high, (word >> 4) & 0x0F0F0F0F, _word(q4, 0, g * 8 + 8 + j, MT))
+        acc = fma(low.to(f32), _scales(d, 0, g, MT, dw32 * sm[panel, 2 * g, 0:32].to(f32)), acc)
+        acc = _add_min(acc, d, s, 0, g, MT, mw32 * sm[panel, 2 * g + 1, 0:32].to(f32))
+        scale = dw32 * sm[panel, 2 * g + 2, 0:32].to(f32)
+        acc = fma(high.to(f32), _scales(d, 0, g + 1, MT, scale), acc)
+        acc = _add_min(acc, d, s, 0, g + 1, MT, mw32 * sm[panel, 2 * g + 3, 0:32].to(f32))
     return acc
 
 
 def q4_k_prepare(planes, panel, k0, KC):
-    w = planes[0]
+    w, dm, sm = planes
     q = scratch((KC // 4, 32), u32)
     scale = scratch((KC // 32, 32), f32)
     minimum = scratch((KC // 32, 32), f32)
     for step in range(KC // 256):
-        at = (k0 // 256 + step) * 36
-        dw, mw, scales, minima = _q4_k_head(w, panel, at)
+        base = k0 // 256 + step
+        dw32 = dm[panel, 2 * base, 0:32].to(f32)
+        mw32 = dm[panel, 2 * base + 1, 0:32].to(f32)
         for b in unroll(8):
-            scale[step * 8 + b, 0:32] = dw * _byte(scales[b // 4], b % 4)
-            minimum[step * 8 + b, 0:32] = mw * _byte(minima[b // 4], b % 4)
+            scale[step * 8 + b, 0:32] = dw32 * sm[panel, base * 16 + 2 * b, 0:32].to(f32)
+            minimum[step * 8 + b, 0:32] = mw32 * sm[panel, base * 16 + 2 * b + 1, 0:32].to(f32)
         for pair in range(4):
             for j in unroll(8):
-                word = w[panel, at + 4 + pair * 8 + j, 0:32]
+                word = w[panel, base * 32 + pair * 8 + j, 0:32]
                 q[step * 64 + pair * 16 + j, 0:32] = word & 0x0F0F0F0F
                 q[step * 64 + pair * 16 + 8 + j, 0:32] = (word >> 4) & 0x0F0F0F0F
     return q, scale, minimum
