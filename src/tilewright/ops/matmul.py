@@ -11,6 +11,8 @@ rounding is the accumulator's. Partial sums that wait in memory between chunks o
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -184,7 +186,7 @@ def matmul_calls(
 # --- two plain arrays ----------------------------------------------------------------------------
 
 _ROWS = 8
-_BLOCK_ROWS = 256
+_BLOCK_ROWS = 512
 _MAX_BLOCK_K = 256
 
 
@@ -248,18 +250,56 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
     if 0 in (m, n, k):
         out[...] = 0
         return out
-    for call in array_matmul_calls(from_array(a), from_array(b), from_array(out)):
+    calls = array_matmul_calls(from_array(a), from_array(b), from_array(out), _WORKSPACE.take)
+    for call in calls:
         call.kernel[call.grid](*call.args, **call.consts)
     return out
 
 
-def array_matmul_calls(a: Buffer, b: Buffer, y: Buffer) -> list[KernelCall]:
-    """``y = a @ b``: a (M, K), b (K, N), y (M, N), f32, none of them empty."""
+class _Workspace(threading.local):
+    """Memory for packed operands, kept between calls: fresh pages cost as much as packing does.
+
+    Per thread, so that products on several threads do not meet; what is larger than
+    :data:`_KEPT_BYTES` is not kept.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[int, Buffer] = {}
+
+    def take(self, number: int, shape: tuple[int, ...]) -> Buffer:
+        """Buffer ``number`` with this shape, f32; its contents are whatever was there."""
+        size = math.prod(shape)
+        found = self.kept.get(number)
+        if found is None or found.size < size:
+            found = empty(f32, (size,))
+            if found.nbytes <= _KEPT_BYTES:
+                self.kept[number] = found
+        return found.view(shape)
+
+
+_KEPT_BYTES = 128 << 20
+_WORKSPACE = _Workspace()
+
+
+def _fresh(number: int, shape: tuple[int, ...]) -> Buffer:
+    return empty(f32, shape)
+
+
+def array_matmul_calls(
+    a: Buffer,
+    b: Buffer,
+    y: Buffer,
+    memory: Callable[[int, tuple[int, ...]], Buffer] = _fresh,
+) -> list[KernelCall]:
+    """``y = a @ b``: a (M, K), b (K, N), y (M, N), f32, none of them empty.
+
+    ``memory(number, shape)`` gives the two buffers that the packed operands need.
+    """
     (m, k), n = a.shape, b.shape[1]
     tiles, panels, chunks = -(-m // _ROWS), -(-n // PANEL), -(-k // _MAX_BLOCK_K)
     block_k = -(-k // (16 * chunks)) * 16  # even chunks, so that little of the last is padding
-    columns = empty(f32, (chunks, panels, block_k, PANEL)).fix(2)
-    rows = empty(f32, (chunks, tiles, block_k, _ROWS)).fix(2)
+    columns = memory(0, (chunks, panels, block_k, PANEL)).fix(2)
+    rows = memory(1, (chunks, tiles, block_k, _ROWS)).fix(2)
     shape = (chunks, tiles, _ROWS, block_k)
     by_row = rows.view(shape, (*rows.strides[:2], 1, _ROWS)).fix(2)
     piece = {"KC": block_k}
