@@ -16,7 +16,6 @@ from typing import Any
 
 from benchmarks.common import ceilings, machine, spread, table, time_once, write_report
 
-
 PAUSE_SECONDS = 0.3  # a BLAS's threads spin for a while after a call, on the other's core
 
 
@@ -39,6 +38,7 @@ def measure(n: int, rounds: int, threads: int) -> dict[str, Any]:
         error = np.abs(out[:4] - expected).max() / np.abs(expected).max()
         if error > 1e-5:
             raise SystemExit(f"{name} is wrong at {n}: relative error {error:.1e}")
+    time.sleep(PAUSE_SECONDS)
     before = ceilings(threads)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
@@ -46,6 +46,7 @@ def measure(n: int, rounds: int, threads: int) -> dict[str, Any]:
             time.sleep(PAUSE_SECONDS)
             work()
             seconds[name].append(time_once(work))
+    time.sleep(PAUSE_SECONDS)
     after = ceilings(threads)
     gflops = {name: spread([2e-9 * n**3 / s for s in times]) for name, times in seconds.items()}
     peak = max(before["fma_gflops"], after["fma_gflops"])
