@@ -42,6 +42,9 @@ types: $(TEST_READY)
 
 check: $(TEST_READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@if grep -qw avx2 /proc/cpuinfo 2>/dev/null; then \
+	  echo "the kernels once more, compiled for a CPU without AVX-512:"; \
+	  TILEWRIGHT_CPU=haswell $(BIN)/python -m pytest -q tests/ops tests/compiler $(PYTEST_ARGS); fi
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
