@@ -270,3 +270,21 @@ def test_grid_is_checked():
     for grid in [(1, 2, 3, 4), (-1,), ()]:
         with pytest.raises(KernelError, match="a grid is one to three sizes"):
             kernel.interpret(grid)
+
+
+def test_a_source_file_changed_after_import(tmp_path, monkeypatch):
+    """The text at the function's line is no longer the function: said so, not parsed."""
+    import importlib
+    import linecache
+
+    head = "from tilewright.lang import Array, program_id\nfrom tilewright.runtime.launch import kernel\n"
+    body = "@kernel\ndef first(y: Array):\n    y[program_id(0)] = 1.0\n"
+    path = tmp_path / "changing_kernels.py"
+    path.write_text(head + body)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("changing_kernels")
+    path.write_text(head + "x = 1\ny = 2\nz = 3\n" + body)
+    linecache.checkcache()
+    with pytest.raises(KernelError, match="changed after it was imported"):
+        module.first.signature((np.zeros(1, np.float32),), {})
+        module.first.ir(module.first.signature((np.zeros(1, np.float32),), {}))

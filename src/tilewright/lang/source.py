@@ -76,8 +76,13 @@ def _load(code: CodeType, filename: str) -> Source:
         body: Any = tree.body[0]
         node = body.body[0] if indented else body
         ast.increment_lineno(tree, first - 1 - (1 if indented else 0))
-        if not isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.AsyncFunctionDef):
             raise KernelError(f"{code.co_name}: a kernel is a plain function (not async)")
+        if not isinstance(node, ast.FunctionDef) or node.name != code.co_name:
+            raise KernelError(
+                f"{code.co_name}: line {first} of {filename} holds something else now; the file "
+                "was changed after it was imported, so start the process again"
+            )
     return Source(filename, node, analyse(node))
 
 
