@@ -12,14 +12,15 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
-from benchmarks.common import ceilings, machine, spread, table, time_once, write_report
+from benchmarks.common import ceilings, machine, spread, table, write_report
 
 PAUSE_SECONDS = 0.3  # a BLAS's threads spin for a while after a call, on the other's core
 
 
-def measure(n: int, rounds: int, threads: int) -> dict[str, Any]:
+def measure(n: int, rounds: int, threads: int, clock: Callable[[], float]) -> dict[str, Any]:
     """GFLOP/s of both on square matrices of size n, and the peak around them."""
     import numpy as np
 
@@ -45,7 +46,9 @@ def measure(n: int, rounds: int, threads: int) -> dict[str, Any]:
         for name, work in contenders.items():
             time.sleep(PAUSE_SECONDS)
             work()
-            seconds[name].append(time_once(work))
+            start = clock()
+            work()
+            seconds[name].append(clock() - start)
     time.sleep(PAUSE_SECONDS)
     after = ceilings(threads)
     gflops = {name: spread([2e-9 * n**3 / s for s in times]) for name, times in seconds.items()}
@@ -67,11 +70,20 @@ def main() -> None:
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("-r", "--rounds", type=int, default=9)
     parser.add_argument("--json", help="write the figures here")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="one thread and its CPU time: what the code can do when neighbours take the rest",
+    )
     options = parser.parse_args()
+    if options.cpu_time:
+        options.threads = 1
     for variable in ("TILEWRIGHT_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(options.threads)  # both read it when they are first imported
 
-    results = [measure(int(n), options.rounds, options.threads) for n in options.sizes.split(",")]
+    clock = time.thread_time if options.cpu_time else time.perf_counter
+    sizes = [int(n) for n in options.sizes.split(",")]
+    results = [measure(n, options.rounds, options.threads, clock) for n in sizes]
     write_report(options.json, {"machine": machine(), "threads": options.threads, "f32": results})
     header = ["n", "tilewright GFLOP/s", "numpy GFLOP/s", "FMA peak", "share of peak", "ratio"]
     rows = [
