@@ -29,12 +29,7 @@ def fuse_epilogues(graph: Graph) -> Graph:
         inputs = tuple(new[i] for i in node.inputs)
         host = _host(node, inputs, uses)
         if host is None:
-            same = all(a is b for a, b in zip(inputs, node.inputs))
-            new[node] = (
-                node
-                if same
-                else Node(node.op, inputs, node.shape, node.dtype, node.attrs, node.name)
-            )
+            new[node] = node.with_inputs(inputs)
         else:
             new[node] = _absorb(host, node, inputs)
     return Graph({name: new[node] for name, node in graph.outputs.items()})

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 
 from tilewright.graph import Graph, Node, upper_bound
 from tilewright.ops import table
-from tilewright.runtime.buffers import padded_strides
+from tilewright.runtime.buffers import ALIGN, padded_strides
 
-__all__ = ["ALIGN", "MemoryPlan", "is_alias", "plan_memory"]
-
-ALIGN = 64
+__all__ = ["MemoryPlan", "is_alias", "plan_memory"]
 
 
 @dataclass(frozen=True)

@@ -35,12 +35,7 @@ def merge_matmuls(graph: Graph) -> Graph:
     for node in graph.nodes():
         inputs = tuple(new[i] for i in node.inputs)
         if node not in where:
-            same = all(a is b for a, b in zip(inputs, node.inputs))
-            new[node] = (
-                node
-                if same
-                else Node(node.op, inputs, node.shape, node.dtype, node.attrs, node.name)
-            )
+            new[node] = node.with_inputs(inputs)
             continue
         members = where[node]
         if id(members) not in stacked:

@@ -15,6 +15,7 @@ from typing import Any
 from tilewright.compiler.memory import MemoryPlan, is_alias
 from tilewright.compiler.pack import Weights
 from tilewright.compiler.source import inline_function
+from tilewright.dtypes import u8
 from tilewright.graph import Graph, Node, evaluate, upper_bound
 from tilewright.ops import table
 from tilewright.ops.calls import KernelCall
@@ -53,7 +54,7 @@ class Program:
             if node.op in ("input", "state"):
                 store = self.inputs if node.op == "input" else self.states
                 store[node.attrs["name"]] = zeros(node.dtype, upper_bound(node.shape))
-        self._arena = empty(_u8(), (max(plan.arena_bytes, 1),))
+        self._arena = empty(u8, (max(plan.arena_bytes, 1),))
         self._tables: OrderedDict[tuple[tuple[str, int], ...], LaunchTable] = OrderedDict()
         self.outputs = {
             name: self._bound(node, upper_bound(node.shape)) for name, node in graph.outputs.items()
@@ -74,10 +75,16 @@ class Program:
     def bind(self, dims: Mapping[str, int]) -> LaunchTable:
         """The launch table for these sizes; kernels that are missing are compiled together."""
         calls = [c for c in kernel_calls(self, dims) if all(c.grid)]
+        kernels = [(c.kernel, c.kernel.signature(c.args, c.consts)) for c in calls]
         start = time.perf_counter()
-        self.target.compile_many([(c.kernel, c.kernel.signature(c.args, c.consts)) for c in calls])
+        self.target.compile_many(kernels)
         self.compile_seconds += time.perf_counter() - start
-        return LaunchTable([self._launch(c) for c in calls])
+        return LaunchTable(
+            [
+                Launch(self.target.compile(kernel, signature), call.grid, call.args)
+                for (kernel, signature), call in zip(kernels, calls)
+            ]
+        )
 
     def matrices(self) -> list[Any]:
         """The packed matrices that matmuls read."""
@@ -94,21 +101,11 @@ class Program:
             "working memory": self.plan.arena_bytes,
         }
 
-    def _launch(self, call: KernelCall) -> Launch:
-        signature = call.kernel.signature(call.args, call.consts)
-        return Launch(self.target.compile(call.kernel, signature), call.grid, call.args)
-
     def _bound(self, node: Node, shape: tuple[int, ...]) -> Buffer:
         """The node's own memory, seen with a concrete shape."""
         return self._arena.view(
             shape, self.plan.strides[node], self.plan.offsets[node] // node.dtype.nbytes, node.dtype
         )
-
-
-def _u8() -> Any:
-    from tilewright.dtypes import u8
-
-    return u8
 
 
 def kernel_calls(program: Program, dims: Mapping[str, int]) -> list[KernelCall]:

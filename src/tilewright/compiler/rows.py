@@ -55,7 +55,7 @@ def fuse_rows(graph: Graph, merge: bool = True) -> Graph:
                 continue
             stack.pop()
             if group is None:
-                new[top] = _copy(top, new)
+                new[top] = top.with_inputs(tuple(new[i] for i in top.inputs))
             else:
                 _emit(group, needed, new)
                 done.add(id(group))
@@ -63,13 +63,6 @@ def fuse_rows(graph: Graph, merge: bool = True) -> Graph:
     for node in graph.outputs.values():
         build(node)
     return Graph({name: new[node] for name, node in graph.outputs.items()})
-
-
-def _copy(node: Node, new: dict[Node, Node]) -> Node:
-    inputs = tuple(new[i] for i in node.inputs)
-    if all(a is b for a, b in zip(inputs, node.inputs)):
-        return node
-    return Node(node.op, inputs, node.shape, node.dtype, node.attrs, node.name)
 
 
 # --- which ops share a kernel --------------------------------------------------------------------
@@ -87,7 +80,6 @@ def _is_candidate(node: Node) -> bool:
 
 def _partition(order: list[Node], merge: bool) -> list[_Group]:
     groups: list[_Group] = []
-    index: dict[int, int] = {}
     depends: dict[Node, set[int]] = {}  # groups a node is computed from, through any path
     of: dict[Node, int] = {}
 
@@ -123,7 +115,6 @@ def _partition(order: list[Node], merge: bool) -> list[_Group]:
         if chosen is None:
             chosen = len(groups)
             groups.append(_Group(shape))
-            index[id(groups[-1])] = chosen
         group = groups[chosen]
         group.members.append(node)
         group.depends |= above - {chosen}

@@ -50,6 +50,12 @@ class Node:
         label = f" {self.name!r}" if self.name else ""
         return f"<{self.op}{label} {self.dtype}{shape_of(self.shape)}>"
 
+    def with_inputs(self, inputs: tuple[Node, ...]) -> Node:
+        """The same op on other inputs; this very node when they are the ones it has."""
+        if all(a is b for a, b in zip(inputs, self.inputs)):
+            return self
+        return Node(self.op, inputs, self.shape, self.dtype, self.attrs, self.name)
+
     @property
     def is_leaf(self) -> bool:
         return self.op in LEAVES
@@ -135,10 +141,5 @@ def rewrite(graph: Graph, rule: Callable[[Node], Node]) -> Graph:
     """Rebuild the graph bottom up; ``rule`` sees each node with its inputs already replaced."""
     new: dict[Node, Node] = {}
     for node in graph.nodes():
-        inputs = tuple(new[i] for i in node.inputs)
-        same = all(a is b for a, b in zip(inputs, node.inputs))
-        candidate = (
-            node if same else Node(node.op, inputs, node.shape, node.dtype, node.attrs, node.name)
-        )
-        new[node] = rule(candidate)
+        new[node] = rule(node.with_inputs(tuple(new[i] for i in node.inputs)))
     return Graph({name: new[node] for name, node in graph.outputs.items()})
