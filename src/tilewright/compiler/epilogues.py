@@ -59,8 +59,7 @@ def _absorb(host: Node, node: Node, inputs: tuple[Node, ...]) -> Node:
         index = extras.index(source)
         rows = "i : i + acc.shape[0], " if len(source.shape) == 2 else ""
         operands.append(f"extras[{index}][{rows}j : j + acc.shape[1]]")
-    template = table.get(node.op).expression
-    assert template is not None
+    template = table.get(node.op).source(node)
     epilogue = epilogue.then(template.format(*operands, **node.attrs))
     attrs = {**host.attrs, "epilogue": epilogue}
     return Node("matmul", (x, weight, *extras), host.shape, host.dtype, attrs, host.name)

@@ -249,8 +249,7 @@ class _Source:
                 fields = self._fields(node, operands[0])
                 expression = entry.row_map.format(*operands[1:], **fields)
             else:
-                assert entry.expression is not None
-                expression = entry.expression.format(*operands, **node.attrs)
+                expression = entry.source(node).format(*operands, **node.attrs)
         name = f"v{len(self.values)}"
         self.lines.append(f"        {name} = {expression}")
         self.values[node] = name

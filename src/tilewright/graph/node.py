@@ -5,7 +5,10 @@ a dtype. Nodes are immutable; a pass makes new ones with :func:`rewrite`. Leaves
 
 * ``input``: fed at every step (attrs: ``name``),
 * ``weight``: constant data; attrs ``weight`` holds an object the ops room understands,
-* ``state``: a named buffer that the program reads and writes in place (a KV cache).
+* ``state``: a named buffer that the program reads and writes in place (a KV cache),
+* ``data``: a realised array, its buffer in ``value``,
+* ``const``: a number known when the program is compiled (0-d; attrs: ``value``),
+* ``scalar``: a number handed to the program when it runs (0-d; attrs: ``value``).
 
 An op that writes into a state says so in its table entry and returns the new version of the state,
 so that order is data flow.
@@ -24,20 +27,27 @@ __all__ = [
     "LEAVES",
     "Graph",
     "Node",
+    "const_node",
     "consumers",
+    "data_node",
     "input_node",
     "rewrite",
+    "scalar_node",
     "state_node",
     "topological",
     "weight_node",
 ]
 
-LEAVES = frozenset({"input", "weight", "state"})
+LEAVES = frozenset({"input", "weight", "state", "data", "const", "scalar"})
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One operation in a graph. Identity is what distinguishes nodes."""
+    """One operation in a graph. Identity is what distinguishes nodes.
+
+    ``value`` is the buffer that holds the node's result once it has been computed; whoever compiles
+    a graph reads it instead of computing the node again.
+    """
 
     op: str
     inputs: tuple[Node, ...]
@@ -45,6 +55,11 @@ class Node:
     dtype: DType
     attrs: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
+    value: Any = field(default=None, init=False, repr=False)
+
+    def set_value(self, buffer: Any) -> None:
+        """Remember the node's result (the one thing about a node that changes)."""
+        object.__setattr__(self, "value", buffer)
 
     def __repr__(self) -> str:
         label = f" {self.name!r}" if self.name else ""
@@ -106,6 +121,23 @@ def state_node(name: str, shape: Shape, dtype: DType) -> Node:
 def weight_node(name: str, shape: Shape, dtype: DType, weight: Any) -> Node:
     """A leaf with constant data."""
     return Node("weight", (), shape, dtype, {"weight": weight}, name)
+
+
+def data_node(buffer: Any, name: str = "") -> Node:
+    """A leaf for an array in memory (a ``runtime.buffers.Buffer``)."""
+    node = Node("data", (), tuple(buffer.shape), buffer.dtype, {}, name)
+    node.set_value(buffer)
+    return node
+
+
+def const_node(value: bool | int | float, dtype: DType) -> Node:
+    """A 0-d number that the compiled program has in it."""
+    return Node("const", (), (), dtype, {"value": value})
+
+
+def scalar_node(value: bool | int | float, dtype: DType) -> Node:
+    """A 0-d number that a compiled program is handed each time it runs."""
+    return Node("scalar", (), (), dtype, {"value": value})
 
 
 def topological(roots: Iterable[Node]) -> list[Node]:

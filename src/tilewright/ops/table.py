@@ -8,18 +8,29 @@ which is the oracle that compiled programs are tested against.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from tilewright.dtypes import DType
+from tilewright.dtypes import DType, bf16, from_float32, to_float32
 from tilewright.errors import ShapeError, UnsupportedError
 from tilewright.graph import Graph, Node, Shape, shape_of
 from tilewright.ops.calls import KernelCall
 
-__all__ = ["OpDef", "RowStat", "evaluate", "get", "make", "names", "register", "weight_form"]
+__all__ = [
+    "OpDef",
+    "RowStat",
+    "evaluate",
+    "evaluate_nodes",
+    "get",
+    "make",
+    "make_parts",
+    "names",
+    "register",
+    "weight_form",
+]
 
 Inputs = Sequence[Node]
 Attrs = Mapping[str, Any]
@@ -48,11 +59,22 @@ class OpDef:
         name: the field's usual name.
         infer: ``(inputs, attrs) -> (shape, dtype)``; raises :class:`ShapeError`.
         reference: ``(*arrays, **attrs) -> array``: the definition, in NumPy.
-        expression: kernel source of an elementwise op over ``{0}``, ``{1}``...
+        expression: kernel source of an elementwise op over ``{0}``, ``{1}``..., or a function from
+            the node to it.
         stats, row_map: row statistics, then an elementwise map over ``{x}``, ``{s0}``, ``{0}``...
             (``{0}`` is the first input after x).
-        view: ``(node, bound input) -> bound output`` for ops that move no data.
-        calls: ``(node, bound inputs, bound output) -> kernel calls``.
+        view: ``(node, bound input) -> bound output`` for ops that move no data; None when these
+            strides do not allow it, and the input is copied first.
+        calls: ``(node, bound inputs, bound output) -> kernel calls``; with ``workspace`` a fourth
+            argument, the list of its buffers.
+        workspace: ``node -> ((dtype, shape), ...)``: memory that the kernels need meanwhile.
+        infer_parts: for ops with several results, instead of ``infer``: ``(inputs, attrs) ->
+            ((shape, dtype), ...)``; ``calls`` then gets a list of outputs and ``reference`` returns
+            a tuple. See :func:`make_parts`.
+        gradient: ``(node, grad) -> one node or None per input``: the product of ``grad`` (of the
+            node's shape; a tuple with Nones for several results) with the op's Jacobian, as graph
+            code. Absent: the op has no gradient.
+        host: the op runs its reference on the host, between programs.
         wrap: turns the output's plain buffer into what ``calls`` wants (quantised rows).
         state: index of the input whose buffer is written in place and is the result.
         weight_forms: in which form weight inputs are wanted, by input index: ``matrix`` or
@@ -61,15 +83,24 @@ class OpDef:
 
     name: str
     infer: Callable[[Inputs, Attrs], tuple[Shape, DType]]
-    reference: Callable[..., np.ndarray]
-    expression: str | None = None
+    reference: Callable[..., Any]
+    expression: str | Callable[[Node], str] | None = None
     stats: tuple[RowStat, ...] = ()
     row_map: str | None = None
     view: Callable[[Node, Any], Any] | None = None
-    calls: Callable[[Node, Sequence[Any], Any], list[KernelCall]] | None = None
+    calls: Callable[..., list[KernelCall]] | None = None
+    workspace: Callable[[Node], Sequence[tuple[DType, Shape]]] | None = None
+    infer_parts: Callable[[Inputs, Attrs], Sequence[tuple[Shape, DType]]] | None = None
+    gradient: Callable[[Node, Any], Sequence[Node | None]] | None = None
+    host: bool = False
     wrap: Callable[[Node, Any], Any] | None = None
     state: int | None = None
     weight_forms: Mapping[int, str] = field(default_factory=dict)
+
+    def source(self, node: Node) -> str:
+        """The expression's template for ``node``."""
+        assert self.expression is not None
+        return self.expression if isinstance(self.expression, str) else self.expression(node)
 
     @property
     def is_rowwise(self) -> bool:
@@ -110,14 +141,32 @@ def names() -> list[str]:
 def make(op: str, *inputs: Node, name: str = "", **attrs: Any) -> Node:
     """A node of ``op``, its shape and dtype inferred and checked."""
     entry = get(op)
+    shape, dtype = _checked(op, inputs, lambda: entry.infer(inputs, attrs))
+    return Node(op, tuple(inputs), shape, dtype, attrs, name)
+
+
+def make_parts(op: str, *inputs: Node, name: str = "", **attrs: Any) -> tuple[Node, ...]:
+    """The results of an op that has several, as nodes of op ``part``, in order."""
+    entry = get(op)
+    assert entry.infer_parts is not None, f"{op} has one result: use make"
+    infer = entry.infer_parts
+    parts = _checked(op, inputs, lambda: infer(inputs, attrs))
+    node = Node(op, tuple(inputs), (), parts[0][1], attrs, name)
+    return tuple(
+        Node("part", (node,), shape, dtype, {"index": i}, name)
+        for i, (shape, dtype) in enumerate(parts)
+    )
+
+
+def _checked(op: str, inputs: Inputs, infer: Callable[[], Any]) -> Any:
+    """What ``infer`` says, any error of it a :class:`ShapeError` that names the op."""
     try:
-        shape, dtype = entry.infer(inputs, attrs)
+        return infer()
     except ShapeError:
         raise
     except (ValueError, IndexError, TypeError) as error:
         got = ", ".join(f"{i.dtype}{shape_of(i.shape)}" for i in inputs)
         raise ShapeError(f"{op}({got}): {error}") from error
-    return Node(op, tuple(inputs), shape, dtype, attrs, name)
 
 
 def evaluate(graph: Graph, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -126,14 +175,46 @@ def evaluate(graph: Graph, leaves: Mapping[str, np.ndarray]) -> dict[str, np.nda
     ``leaves`` has an array for every input and state by name; weights bring their own
     (``weight.numpy()``, or the array itself). Arrays of states are updated in place.
     """
-    values: dict[Node, Any] = {}
-    for node in graph.nodes():
-        if node.op == "weight":
-            weight = node.attrs["weight"]
-            values[node] = weight if isinstance(weight, np.ndarray) else weight.numpy()
-        elif node.is_leaf:
-            values[node] = leaves[node.attrs["name"]]
-        else:
-            arrays = [values[i] for i in node.inputs]
-            values[node] = get(node.op).reference(*arrays, **node.attrs)
+    values = evaluate_nodes(graph.nodes(), leaves)
     return {name: values[node] for name, node in graph.outputs.items()}
+
+
+def evaluate_nodes(order: Iterable[Node], leaves: Mapping[str, np.ndarray]) -> dict[Node, Any]:
+    """The value of each node of ``order`` (inputs before users) by the ops' references.
+
+    A bf16 value is a float32 array that holds only what bf16 can.
+    """
+    values: dict[Node, Any] = {}
+    for node in order:
+        values[node] = _evaluate(node, values, leaves)
+    return values
+
+
+def _evaluate(node: Node, values: Mapping[Node, Any], leaves: Mapping[str, np.ndarray]) -> Any:
+    if node.value is not None:
+        array = node.value.numpy()
+        return to_float32(array) if node.dtype is bf16 else array
+    if node.op == "weight":
+        weight = node.attrs["weight"]
+        return weight if isinstance(weight, np.ndarray) else weight.numpy()
+    if node.op in ("const", "scalar"):
+        return _rounded(node, np.asarray(node.attrs["value"]))
+    if node.is_leaf:
+        return leaves[node.attrs["name"]]
+    if node.op == "part":
+        return _rounded(node, values[node.inputs[0]][node.attrs["index"]])
+    entry = get(node.op)
+    with np.errstate(all="ignore"):
+        result = entry.reference(*(values[i] for i in node.inputs), **node.attrs)
+    if entry.state is not None or entry.wrap is not None or isinstance(result, tuple):
+        return result
+    return _rounded(node, result)
+
+
+def _rounded(node: Node, result: Any) -> Any:
+    """``result`` as an array of the node's dtype."""
+    if node.dtype is bf16:
+        return to_float32(from_float32(np.asarray(result, np.float32)))
+    if node.op in ("const", "scalar") and node.dtype.is_integer:
+        return np.asarray(result).astype(node.dtype.storage)  # wraps
+    return np.asarray(result, node.dtype.storage)
