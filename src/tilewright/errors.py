@@ -9,7 +9,10 @@
     ├── KernelError        a kernel's source is wrong; carries the user's line with a caret
     ├── CompileError       a kernel or graph could not be lowered for a target
     ├── ContextLengthError a sequence does not fit the model's (or the cache's) context
-    └── OutOfMemoryError   the memory plan does not fit; the message has the numbers
+    ├── OutOfMemoryError   the memory plan does not fit; the message has the numbers
+    ├── DTypeError         an operation is not defined for these dtypes (a TypeError too)
+    ├── BoundsError        an index or an axis is out of range (an IndexError too)
+    └── TraceError         something asked for a value while a function is being traced
 
 Catching ``TilewrightError`` catches all of them. Anything else that escapes is a bug.
 """
@@ -17,13 +20,17 @@ Catching ``TilewrightError`` catches all of them. Anything else that escapes is 
 from __future__ import annotations
 
 __all__ = [
+    "BoundsError",
     "CompileError",
     "ContextLengthError",
+    "DTypeError",
     "FormatError",
     "KernelError",
     "OutOfMemoryError",
     "ShapeError",
     "TilewrightError",
+    "TrainingError",
+    "TraceError",
     "UnsupportedError",
 ]
 
@@ -81,3 +88,23 @@ class ContextLengthError(TilewrightError):
 
 class OutOfMemoryError(TilewrightError):
     """The memory plan does not fit what is available; the message has the numbers."""
+
+
+class DTypeError(TilewrightError, TypeError):
+    """An operation is not defined for these dtypes; the message says which it takes."""
+
+
+class BoundsError(TilewrightError, IndexError):
+    """An index or an axis is out of range; the message has the range."""
+
+
+class TraceError(TilewrightError):
+    """A value was asked for while a function is being traced, when there are none yet.
+
+    The message says who asked, and what to do instead.
+    """
+
+
+class TrainingError(TilewrightError):
+    """A training run cannot begin or go on: a loss that is not a number, a full disk, a run folder
+    that does not fit. The message says what is still good, such as the last checkpoint."""

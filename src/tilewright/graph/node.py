@@ -56,6 +56,7 @@ class Node:
     attrs: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
     value: Any = field(default=None, init=False, repr=False)
+    owner: Any = field(default=None, init=False, repr=False)  # weak: the tensor that has the leaf
 
     def set_value(self, buffer: Any) -> None:
         """Remember the node's result (the one thing about a node that changes)."""
