@@ -12,6 +12,7 @@ from tilewright.errors import (
     OutOfMemoryError,
     ShapeError,
     TilewrightError,
+    TrainingError,
     UnsupportedError,
 )
 
@@ -34,6 +35,7 @@ __all__ = [
     "OutOfMemoryError",
     "ShapeError",
     "TilewrightError",
+    "TrainingError",
     "UnsupportedError",
     "__version__",
     "kernel",

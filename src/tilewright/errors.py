@@ -12,7 +12,8 @@
     ├── OutOfMemoryError   the memory plan does not fit; the message has the numbers
     ├── DTypeError         an operation is not defined for these dtypes (a TypeError too)
     ├── BoundsError        an index or an axis is out of range (an IndexError too)
-    └── TraceError         something asked for a value while a function is being traced
+    ├── TraceError         something asked for a value while a function is being traced
+    └── TrainingError      a training run cannot go on; the message says what is still good
 
 Catching ``TilewrightError`` catches all of them. Anything else that escapes is a bug.
 """
@@ -29,8 +30,8 @@ __all__ = [
     "OutOfMemoryError",
     "ShapeError",
     "TilewrightError",
-    "TrainingError",
     "TraceError",
+    "TrainingError",
     "UnsupportedError",
 ]
 

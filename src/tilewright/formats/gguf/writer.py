@@ -7,10 +7,8 @@ old file, if there was one, untouched.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import secrets
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 
 from tilewright.errors import FormatError, ShapeError, UnsupportedError
+from tilewright.formats.atomic import AtomicFiles
 from tilewright.formats.gguf.header import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS
 from tilewright.formats.gguf.metadata import MetadataValue, encode_metadata, encode_string
 from tilewright.formats.gguf.quants import can_quantize, quantize
@@ -201,7 +200,7 @@ def write_gguf(
     shards = _split(sources, alignment, max_shard_bytes, max_shard_tensors)
     count = len(shards)
     paths = _shard_paths(path, count)
-    with _AtomicFiles(paths) as files:
+    with AtomicFiles(paths) as files:
         for number, (file, shard) in enumerate(zip(files, shards)):
             entries = dict(metadata) if number == 0 else _alignment_entry(alignment)
             if count > 1:
@@ -312,67 +311,3 @@ def _write_file(
                 tensor=source.name,
             )
         file.write(bytes(_padded(source.nbytes, alignment) - source.nbytes))
-
-
-class _AtomicFiles:
-    """Files written under temporary names; leaving without an exception gives them their own.
-
-    Several files cannot change at once, so old ones are removed before the first new one gets its
-    name: at no moment do old and new shards stand side by side.
-    """
-
-    def __init__(self, paths: Sequence[str]) -> None:
-        self._paths = paths
-        self._temporary: list[str] = []
-        self._files: list[BinaryIO] = []
-
-    def __enter__(self) -> list[BinaryIO]:
-        try:
-            for path in self._paths:
-                folder, name = os.path.split(path)
-                temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
-                self._files.append(open(temporary, "xb", buffering=1 << 20))
-                self._temporary.append(temporary)
-        except BaseException:
-            self._discard()
-            raise
-        return self._files
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._discard()
-            return
-        try:
-            for file in self._files:
-                file.flush()
-                os.fsync(file.fileno())
-                file.close()
-            if len(self._paths) > 1:
-                for path in self._paths:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(path)
-            for temporary, path in zip(self._temporary, self._paths):
-                os.replace(temporary, path)
-            _sync_folder(os.path.dirname(self._paths[0]))
-        except BaseException:
-            self._discard()
-            raise
-
-    def _discard(self) -> None:
-        for file in self._files:
-            with contextlib.suppress(OSError):  # a full disk fails the last flush again
-                file.close()
-        for temporary in self._temporary:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-
-
-def _sync_folder(folder: str) -> None:
-    """Make renames in ``folder`` last through a power cut, where the system can."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
