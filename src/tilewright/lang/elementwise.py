@@ -20,6 +20,7 @@ from tilewright.lang.tile import (
     compare,
     constant,
     describe,
+    float_binary,
     float_unary,
     is_number,
     power,
@@ -28,9 +29,10 @@ from tilewright.lang.tile import (
 )
 
 __all__ = [
-    "abs", "bitcast", "cast", "ceil", "cos", "erf", "exp", "exp2", "floor", "fma", "isnan", "log",
-    "log2", "maximum", "minimum", "popcount", "pow", "round", "rsqrt", "sigmoid", "sin", "sqrt",
-    "tanh", "trunc", "where",
+    "abs", "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "bitcast", "cast",
+    "ceil", "cos", "cosh", "erf", "erfinv", "exp", "exp2", "expm1", "floor", "fma", "hypot",
+    "isnan", "lgamma", "log", "log1p", "log2", "log10", "maximum", "minimum", "popcount", "pow",
+    "round", "rsqrt", "sigmoid", "sin", "sinh", "sqrt", "tan", "tanh", "trunc", "where",
 ]  # fmt: skip
 
 
@@ -72,7 +74,7 @@ def maximum(x: Any, y: Any) -> Any:
 
 @builtin
 def pow(x: Any, y: Any) -> Any:
-    """``x ** y``. Integer tiles take only constant, non-negative powers."""
+    """``x ** y``. Integers wrap; a negative power is 0 but for bases 1 and -1."""
     return power(x, y)
 
 
@@ -148,6 +150,102 @@ def rsqrt(x: Any) -> Tile:
 def sigmoid(x: Any) -> Tile:
     """1 / (1 + exp(-x))."""
     return float_unary("sigmoid", x)
+
+
+@builtin
+def tan(x: Any) -> Tile:
+    """The tangent of ``x`` radians."""
+    return float_unary("tan", x)
+
+
+@builtin
+def asin(x: Any) -> Tile:
+    """The angle in [-pi/2, pi/2] whose sine is ``x``; NaN beyond [-1, 1]."""
+    return float_unary("asin", x)
+
+
+@builtin
+def acos(x: Any) -> Tile:
+    """The angle in [0, pi] whose cosine is ``x``; NaN beyond [-1, 1]."""
+    return float_unary("acos", x)
+
+
+@builtin
+def atan(x: Any) -> Tile:
+    """The angle in [-pi/2, pi/2] whose tangent is ``x``."""
+    return float_unary("atan", x)
+
+
+@builtin
+def sinh(x: Any) -> Tile:
+    """The hyperbolic sine."""
+    return float_unary("sinh", x)
+
+
+@builtin
+def cosh(x: Any) -> Tile:
+    """The hyperbolic cosine."""
+    return float_unary("cosh", x)
+
+
+@builtin
+def asinh(x: Any) -> Tile:
+    """The inverse hyperbolic sine."""
+    return float_unary("asinh", x)
+
+
+@builtin
+def acosh(x: Any) -> Tile:
+    """The inverse hyperbolic cosine; NaN below 1."""
+    return float_unary("acosh", x)
+
+
+@builtin
+def atanh(x: Any) -> Tile:
+    """The inverse hyperbolic tangent; NaN beyond [-1, 1]."""
+    return float_unary("atanh", x)
+
+
+@builtin
+def expm1(x: Any) -> Tile:
+    """``exp(x) - 1`` without cancellation near 0."""
+    return float_unary("expm1", x)
+
+
+@builtin
+def log1p(x: Any) -> Tile:
+    """``log(1 + x)`` without cancellation near 0."""
+    return float_unary("log1p", x)
+
+
+@builtin
+def log10(x: Any) -> Tile:
+    """The logarithm to base 10."""
+    return float_unary("log10", x)
+
+
+@builtin
+def erfinv(x: Any) -> Tile:
+    """The inverse of :func:`erf`; NaN beyond [-1, 1]."""
+    return float_unary("erfinv", x)
+
+
+@builtin
+def lgamma(x: Any) -> Tile:
+    """The logarithm of the absolute value of the gamma function; inf at its poles."""
+    return float_unary("lgamma", x)
+
+
+@builtin
+def atan2(y: Any, x: Any) -> Tile:
+    """The angle of the point (``x``, ``y``) in [-pi, pi], with C99's special cases."""
+    return float_binary("atan2", y, x)
+
+
+@builtin
+def hypot(x: Any, y: Any) -> Tile:
+    """``sqrt(x * x + y * y)`` without overflow on the way; infinite if either is."""
+    return float_binary("hypot", x, y)
 
 
 def _rounding(name: str, x: Any) -> Tile:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from tilewright.dtypes import DType, bf16, boolean, f32, f64, from_float32, to_float32
+from tilewright.lang.functions import BINARY_FUNCTIONS, UNARY_FUNCTIONS
 from tilewright.lang.ir import TileType
 
 __all__ = ["compute_dtype", "convert", "evaluate", "full", "fused_multiply_add", "round_to"]
@@ -157,27 +158,6 @@ def _bitcast(x: np.ndarray, source: DType, target: DType) -> np.ndarray:
 # --- elementwise ---------------------------------------------------------------------------------
 
 
-_erf = np.frompyfunc(math.erf, 1, 1)
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    e = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1.0, e) / (1.0 + e)
-
-
-_FLOAT64: Final[dict[str, Callable[[np.ndarray], Any]]] = {
-    "exp": np.exp,
-    "exp2": np.exp2,
-    "log": np.log,
-    "log2": np.log2,
-    "sin": np.sin,
-    "cos": np.cos,
-    "tanh": np.tanh,
-    "erf": lambda x: np.asarray(_erf(x)).astype(np.float64),
-    "sqrt": np.sqrt,
-    "rsqrt": lambda x: 1.0 / np.sqrt(x),
-    "sigmoid": _sigmoid,
-}
 _SAME: Final[dict[str, Callable[[np.ndarray], Any]]] = {
     "neg": np.negative,
     "not": np.invert,
@@ -212,8 +192,8 @@ _COMPARE: Final[dict[str, Callable[..., Any]]] = {
 
 
 def _unary(name: str, dtype: DType, x: np.ndarray) -> np.ndarray:
-    if name in _FLOAT64:
-        return round_to(dtype, np.asarray(_FLOAT64[name](x.astype(np.float64))))
+    if name in UNARY_FUNCTIONS:
+        return round_to(dtype, np.asarray(UNARY_FUNCTIONS[name](x.astype(np.float64))))
     if name == "popcount":
         unsigned = np.ascontiguousarray(x).view(f"u{dtype.nbytes}").reshape(np.shape(x))
         return np.asarray(np.bitwise_count(unsigned)).astype(x.dtype)
@@ -239,10 +219,28 @@ def _shift(name: str, dtype: DType, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _binary(name: str, dtype: DType, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if name in ("shl", "shr"):
         return np.asarray(_shift(name, dtype, x, y))
+    if name in BINARY_FUNCTIONS and dtype.is_float:
+        function = BINARY_FUNCTIONS[name]
+        return round_to(dtype, np.asarray(function(x.astype(np.float64), y.astype(np.float64))))
     if name == "pow":
-        return round_to(dtype, np.asarray(np.power(x.astype(np.float64), y.astype(np.float64))))
+        return _integer_power(dtype, x, y)
     out = np.asarray(_ARITHMETIC[name](x, y))
     return round_to(bf16, out) if dtype is bf16 else out
+
+
+def _integer_power(dtype: DType, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """By squaring, wrapping; negative powers of 1 and -1, all others are 0."""
+    x, y = (np.array(v) for v in np.broadcast_arrays(x, y))
+    power = np.ones_like(x)
+    square, rest = x.copy(), np.where(y < 0, y & y.dtype.type(1), y)
+    while rest.any():
+        power = np.where(rest & 1, power * square, power).astype(x.dtype)
+        square = square * square
+        rest = rest >> rest.dtype.type(1)
+    if dtype.is_signed:
+        unit = (x == 1) | (x == -1)
+        power = np.where((y < 0) & ~unit, x.dtype.type(0), power)
+    return np.asarray(power)
 
 
 # --- reductions, scans, products -----------------------------------------------------------------
@@ -315,9 +313,9 @@ def evaluate(
 ) -> np.ndarray:
     """The value of one pure op: ``args`` with their ``dtypes``, and the type of the result."""
     dtype = dtypes[0] if dtypes else result.dtype
-    if name in _FLOAT64 or name in _SAME or name == "popcount":
+    if name in UNARY_FUNCTIONS or name in _SAME or name == "popcount":
         return _unary(name, dtype, args[0])
-    if name in _ARITHMETIC or name in ("shl", "shr", "pow"):
+    if name in _ARITHMETIC or name in BINARY_FUNCTIONS or name in ("shl", "shr"):
         return _binary(name, dtype, args[0], args[1])
     if name in _COMPARE:
         return np.asarray(_COMPARE[name](args[0], args[1]))

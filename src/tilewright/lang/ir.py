@@ -62,8 +62,9 @@ the target, never on the other axes; a float ``scan`` runs in sequence.
 Edge cases, the same on every target:
 
 * Integers wrap around: ``add sub mul neg abs fma``, sums and products.
-* ``floordiv`` and ``mod`` take integers and round towards minus infinity, as in Python. Division by
-  zero gives 0, and so does the remainder. ``MIN // -1`` is ``MIN``, ``MIN % -1`` is 0.
+* ``floordiv`` and ``mod`` round towards minus infinity, as in Python. Integers: division by zero
+  gives 0, and so does the remainder; ``MIN // -1`` is ``MIN``, ``MIN % -1`` is 0. Floats: ``mod``
+  is exact but for one rounding and has the divisor's sign, ``floordiv`` is what NumPy makes of it.
 * ``shl`` and ``shr`` read the amount as unsigned; from the width up, ``shl`` gives 0, ``shr`` gives
   0 or the sign's fill (-1 for negative signed values). ``shr`` is arithmetic on signed dtypes.
 * ``min`` and ``max`` give NaN when either operand is NaN, also as reductions and scans; which of
@@ -72,8 +73,10 @@ Edge cases, the same on every target:
 * ``argmax`` and ``argmin`` give i64, the first extreme; a NaN counts as the extreme.
 * ``cast``: float to integer truncates and saturates, NaN becomes 0; integer to integer wraps; to
   bool is ``x != 0``; to float rounds to nearest even, once.
-* ``div pow`` and ``exp .. sigmoid`` take floats; ``and or xor not`` integers and bools; ``shl shr
-  popcount`` integers; ``sum prod`` no bools; ``any all`` bools.
+* ``div`` and the functions of :mod:`tilewright.lang.functions` take floats, ``pow`` integers too
+  (it wraps; a negative power of x is 1 / x**n without its fraction, 0 for x = 0); ``and or xor
+  not`` take integers and bools; ``shl shr popcount`` integers; ``sum prod`` no bools; ``any all``
+  bools.
 * ``reduce`` over one element (or of a scan's first element) is that element, unrounded.
 """
 
@@ -84,6 +87,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tilewright.dtypes import DType
+from tilewright.lang.functions import BINARY_FUNCTIONS, UNARY_FUNCTIONS
 
 __all__ = [
     "BINARY",
@@ -109,45 +113,13 @@ __all__ = [
 ]
 
 UNARY: Final = frozenset(
-    [
-        "neg",
-        "not",
-        "abs",
-        "exp",
-        "exp2",
-        "log",
-        "log2",
-        "sin",
-        "cos",
-        "tanh",
-        "erf",
-        "sqrt",
-        "rsqrt",
-        "sigmoid",
-        "floor",
-        "ceil",
-        "round",
-        "trunc",
-        "isnan",
-        "popcount",
-    ]
+    ["neg", "not", "abs", "floor", "ceil", "round", "trunc", "isnan", "popcount", *UNARY_FUNCTIONS]
 )
 BINARY: Final = frozenset(
     [
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "floordiv",
-        "mod",
-        "min",
-        "max",
-        "pow",
-        "and",
-        "or",
-        "xor",
-        "shl",
-        "shr",
+        *("add", "sub", "mul", "div", "floordiv", "mod", "min", "max"),
+        *("and", "or", "xor", "shl", "shr"),
+        *BINARY_FUNCTIONS,
     ]
 )
 COMPARE: Final = frozenset(["lt", "le", "gt", "ge", "eq", "ne"])

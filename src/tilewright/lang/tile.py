@@ -35,6 +35,7 @@ __all__ = [
     "compare",
     "constant",
     "describe",
+    "float_binary",
     "float_unary",
     "fold",
     "is_number",
@@ -420,8 +421,8 @@ def _operands(what: str, *values: Any) -> None:
 def binary(name: str, x: Any, y: Any) -> Tile:
     """One of the IR's BINARY ops with promotion: the rules of the operators ``+ - * / // % ...``.
 
-    ``/`` on integers gives f32; ``//`` and ``%`` on floats are ``floor(x / y)`` and
-    ``x - floor(x / y) * y``, each op rounded; arithmetic on two bools is done in i64.
+    ``/`` on integers gives f32; ``//`` and ``%`` are NumPy's ``floor_divide`` and ``remainder``;
+    arithmetic on two bools is done in i64.
     """
     if (
         name in _PLAIN
@@ -453,9 +454,6 @@ def binary(name: str, x: Any, y: Any) -> Tile:
     bits = name in _BITWISE
     a, b = as_tile(x, dtype, bits=bits), as_tile(y, dtype, bits=bits)
     shape = broadcast(what, a, b)
-    if dtype.is_float and name in ("floordiv", "mod"):
-        floors = unary("floor", binary("div", a, b))
-        return floors if name == "floordiv" else binary("sub", a, binary("mul", floors, b))
     return current().emit(name, (a, b), (TileType(dtype, shape),))[0]
 
 
@@ -508,6 +506,16 @@ def float_unary(name: str, x: Any) -> Tile:
     return current().emit(name, (tile,), (tile.type,))[0]
 
 
+def float_binary(name: str, x: Any, y: Any) -> Tile:
+    """A BINARY op that is defined on floats; integers and bools become f32 first."""
+    _operands(name, x, y)
+    dtype = common_dtype((x, y))
+    if not dtype.is_float:
+        dtype = f32
+    a, b = as_tile(x, dtype), as_tile(y, dtype)
+    return current().emit(name, (a, b), (TileType(dtype, broadcast(name, a, b)),))[0]
+
+
 def negative(x: Tile) -> Tile:
     """``-x``; integers wrap around."""
     return unary("neg", cast(x, i64) if x.dtype is boolean else x)
@@ -521,7 +529,7 @@ def bitwise_not(x: Tile) -> Tile:
 
 
 def power(x: Any, y: Any) -> Any:
-    """``x ** y``: floats by ``pow``; integers only to a constant power, by multiplication."""
+    """``x ** y``: floats by ``pow``, integers by squaring (they wrap; see the IR's ``pow``)."""
     if _numbers(x, y):
         return fold(lambda a, b: a**b, x, y)
     _operands("**", x, y)
@@ -540,8 +548,6 @@ def power(x: Any, y: Any) -> Any:
                 if y:
                     square = binary("mul", square, square)
             return constant(1, x.dtype, x.shape) if result is None else result
-    if not common_dtype((x, y)).is_float:
-        raise KernelError("an integer to a runtime power: convert it to a float first, .to(f32)")
     return binary("pow", x, y)
 
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from tilewright.dtypes import DType, boolean, i32, i64, u32
 from tilewright.errors import KernelError
+from tilewright.lang.functions import BINARY_FUNCTIONS, UNARY_FUNCTIONS
 from tilewright.lang.ir import (
     BINARY,
     COMPARE,
@@ -56,30 +57,13 @@ def _bad(op: Op, problem: str) -> KernelError:
 
 
 _FLOAT_ONLY: Final = frozenset(
-    [
-        "exp",
-        "exp2",
-        "log",
-        "log2",
-        "sin",
-        "cos",
-        "tanh",
-        "erf",
-        "sqrt",
-        "rsqrt",
-        "sigmoid",
-        "floor",
-        "ceil",
-        "round",
-        "trunc",
-        "isnan",
-        "div",
-        "pow",
-    ]
-)
-_INTEGER_ONLY: Final = frozenset(["floordiv", "mod", "shl", "shr", "popcount"])
+    ["floor", "ceil", "round", "trunc", "isnan", "div", *UNARY_FUNCTIONS, *BINARY_FUNCTIONS]
+) - {"pow"}
+_INTEGER_ONLY: Final = frozenset(["shl", "shr", "popcount"])
 _NO_FLOAT: Final = frozenset(["and", "or", "xor", "not"])
-_NO_BOOL: Final = frozenset(["neg", "abs", "add", "sub", "mul", "fma", "min", "max"])
+_NO_BOOL: Final = frozenset(
+    ["neg", "abs", "add", "sub", "mul", "fma", "min", "max", "floordiv", "mod", "pow"]
+)
 
 
 def _check(op: Op) -> str:

@@ -13,10 +13,12 @@ from dataclasses import replace
 
 from tilewright.dtypes import DType, bf16, boolean, f16, f32, f64, i64
 from tilewright.lang import ir
-from tilewright.targets.cpu.lowering import half
+from tilewright.lang.functions import BINARY_FUNCTIONS
+from tilewright.targets.cpu.lowering import half, mathlib
 from tilewright.targets.cpu.lowering.context import Context, Handler, elementwise, refuse
 from tilewright.targets.cpu.lowering.emit import Emitter, literal, reg_type, vec
 from tilewright.targets.cpu.lowering.tile import Tile
+from tilewright.targets.cpu.lowering.vector import Vector
 
 __all__ = ["HANDLERS", "binary", "cast_tile", "cast_value", "fma_value"]
 
@@ -83,11 +85,81 @@ def _float_binary(ctx: Context, name: str, dtype: DType, x: str, y: str, width: 
         best = em.op(f"select {flag} {better}, {type} {x}, {type} {y}")
         nan = em.op(f"fcmp uno {type} {x}, {x}")
         return em.op(f"select {flag} {nan}, {type} {x}, {type} {best}")
-    if name == "pow":
-        from tilewright.targets.cpu.lowering import mathlib
-
-        return mathlib.call(ctx, "pow", dtype, width, x, y)
+    if name in ("floordiv", "mod"):
+        return _float_divmod(ctx, name, dtype, x, y, width)
+    if name in BINARY_FUNCTIONS:
+        return mathlib.call(ctx, name, dtype, width, x, y)
     raise KeyError(name)
+
+
+def _float_divmod(ctx: Context, name: str, dtype: DType, x: str, y: str, width: int) -> str:
+    """NumPy's ``floor_divide`` and ``remainder``, step by step (``npy_divmod``)."""
+    v = Vector(ctx.em, ctx.machine, dtype, width)
+    zero = v.constant(0.0)
+    rest = mathlib.call(ctx, "fmod", dtype, width, x, y)
+    nonzero = v.compare("une", rest, zero)
+    opposite = v.differ(v.negative(rest), v.compare("olt", y, zero))
+    fix = v.both(nonzero, opposite)
+    if name == "mod":
+        moved = v.select(fix, v.add(rest, y), rest)
+        return v.select(v.compare("oeq", rest, zero), v.copysign(zero, y), moved)
+    ratio = v.div(x, y)
+    quotient = v.div(v.sub(x, rest), y)
+    quotient = v.select(fix, v.sub(quotient, v.constant(1.0)), quotient)
+    floors = v.intrinsic("floor", quotient)
+    gap = v.compare("ogt", v.sub(quotient, floors), v.constant(0.5))
+    floors = v.select(gap, v.add(floors, v.constant(1.0)), floors)
+    is_zero = v.compare("oeq", quotient, zero)
+    out = v.select(is_zero, v.copysign(zero, ratio), floors)
+    return v.select(v.compare("oeq", y, zero), ratio, out)
+
+
+def _int_power(ctx: Context, dtype: DType, x: str, y: str, width: int) -> str:
+    """x**y by squaring, in a function with a loop that ends when no lane has bits left."""
+    name = f"tw.pow.{dtype.name}.{width}"
+    module = ctx.em.module
+    element = reg_type(dtype)
+    type, flag = vec(element, width), vec("i1", width)
+    if not module.has_helper(name):
+        em = Emitter(module)
+        zero, one = splat_of(0, dtype, width), splat_of(1, dtype, width)
+        start = "%y"
+        if dtype.is_signed:  # a negative power of 1 or -1 depends on its last bit
+            below = em.op(f"icmp slt {type} %y, {zero}")
+            last = em.op(f"and {type} %y, {one}")
+            start = em.op(f"select {flag} {below}, {type} {last}, {type} %y")
+        before, loop, done = em.block, em.label("square"), em.label("done")
+        em.jump(loop)
+        em.start(loop)
+        power, power_line = em.phi(type, one, before)
+        square, square_line = em.phi(type, "%x", before)
+        rest, rest_line = em.phi(type, start, before)
+        odd = em.op(f"trunc {type} {rest} to {flag}")
+        product = em.op(f"mul {type} {power}, {square}")
+        chosen = em.op(f"select {flag} {odd}, {type} {product}, {type} {power}")
+        squared = em.op(f"mul {type} {square}, {square}")
+        halved = em.op(f"lshr {type} {rest}, {one}")
+        left = halved
+        if width > 1:
+            left = em.call(f"llvm.vector.reduce.or.v{width}{element}", element, [(type, halved)])
+        more = em.op(f"icmp ne {element} {left}, 0")
+        for line, value in ((power_line, chosen), (square_line, squared), (rest_line, halved)):
+            em.add_incoming(line, value, loop)
+        em.branch(more, loop, done)
+        em.start(done)
+        out = chosen
+        if dtype.is_signed:
+            plus = em.op(f"icmp eq {type} %x, {one}")
+            minus = em.op(f"icmp eq {type} %x, {splat_of(-1, dtype, width)}")
+            unit = em.op(f"or {flag} {plus}, {minus}")
+            whole = em.op(f"select {flag} {unit}, {type} {out}, {type} {zero}")
+            out = em.op(f"select {flag} {below}, {type} {whole}, {type} {out}")
+        module.helper(
+            name,
+            f"define internal {type} @{name}({type} %x, {type} %y) noinline {{\n"
+            f"{em.body()}\n  ret {type} {out}\n}}",
+        )
+    return ctx.em.call(name, type, [(type, x), (type, y)])
 
 
 def _bool_binary(ctx: Context, name: str, x: str, y: str, width: int) -> str:
@@ -116,6 +188,8 @@ def _int_binary(ctx: Context, name: str, dtype: DType, x: str, y: str, width: in
         amount = em.op(f"select {flag} {inside}, {type} {y}, {type} {zero}")
         shifted = em.op(f"{'shl' if name == 'shl' else 'lshr'} {type} {x}, {amount}")
         return em.op(f"select {flag} {inside}, {type} {shifted}, {type} {zero}")
+    if name == "pow":
+        return _int_power(ctx, dtype, x, y, width)
     if name in ("floordiv", "mod"):
         return _int_divmod(ctx, name, dtype, x, y, width)
     raise KeyError(name)

@@ -4,30 +4,13 @@ from __future__ import annotations
 
 from tilewright.dtypes import boolean
 from tilewright.lang import ir
+from tilewright.lang.functions import BINARY_FUNCTIONS, UNARY_FUNCTIONS
 
 __all__ = ["deferred_loads", "scalar_tiles"]
 
 # Results of these are computed in vectors even if every lane is then broadcast: too dear otherwise.
 _VECTOR_ONLY = frozenset(
-    [
-        "exp",
-        "exp2",
-        "log",
-        "log2",
-        "sin",
-        "cos",
-        "tanh",
-        "erf",
-        "sqrt",
-        "rsqrt",
-        "sigmoid",
-        "div",
-        "floordiv",
-        "mod",
-        "pow",
-        "dot",
-        "dot4",
-    ]
+    ["div", "floordiv", "mod", "dot", "dot4", *UNARY_FUNCTIONS, *BINARY_FUNCTIONS]
 )
 _FOLLOW = (
     ir.UNARY | ir.BINARY | ir.COMPARE | {"fma", "where", "cast", "bitcast", "concat", "broadcast"}

@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tilewright.dtypes import DType, f32, f64
-from tilewright.targets.cpu.lowering import trig
+from tilewright.targets.cpu.lowering import special, trig
 from tilewright.targets.cpu.lowering.context import Context
 from tilewright.targets.cpu.lowering.emit import Emitter, reg_type, vec
 from tilewright.targets.cpu.lowering.vector import Vector
@@ -46,12 +46,13 @@ def call(ctx: Context, name: str, dtype: DType, width: int, *args: str) -> str:
         em = Emitter(module)
         params = [f"%x{i}" for i in range(len(args))]
         module.helper(symbol, "")  # reserves the name while the body is written
-        if dtype is f32:
+        if dtype is f32 and name not in _F32:
+            wide = Vector(em, ctx.machine, f64, width)
+            result = wide.narrowed(_f64(name, wide, *map(wide.widened, params)))
+        elif dtype is f32:
             result = _F32[name](Vector(em, ctx.machine, f32, width), *params)
-        elif name == "sigmoid":
-            result = _sigmoid_f64(Vector(em, ctx.machine, f64, width), *params)
         else:
-            result = _c_library(em, name, width, *params)
+            result = _f64(name, Vector(em, ctx.machine, f64, width), *params)
         type = vec(element, width)
         em.do(f"ret {type} {result}")
         head = ", ".join(f"{type} {p}" for p in params)
@@ -295,6 +296,14 @@ def _exp2_f64(w: Vector, x: str) -> str:
 
 
 # --- f64 -----------------------------------------------------------------------------------------
+
+
+def _f64(name: str, w: Vector, *args: str) -> str:
+    if name == "sigmoid":
+        return _sigmoid_f64(w, *args)
+    if name == "erfinv":
+        return special.erfinv(w, args[0], lambda v, x: _c_library(v.em, "log", v.width, x))
+    return _c_library(w.em, name, w.width, *args)
 
 
 def _c_library(em: Emitter, name: str, width: int, *args: str) -> str:

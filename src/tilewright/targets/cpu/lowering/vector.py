@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tilewright.dtypes import DType, f32
@@ -72,6 +73,27 @@ class Vector:
             out = self.fma(out, x, self.constant(c))
         return out
 
+    def selected_polynomial(
+        self, x: str, choices: Sequence[tuple[str | None, tuple[float, ...]]]
+    ) -> str:
+        """Per lane the polynomial of the first condition that holds (None always does).
+
+        All have equally many coefficients, the constant term first.
+        """
+
+        def coefficient(k: int) -> str:
+            out = self.constant(choices[-1][1][k])
+            for condition, coefficients in reversed(choices[:-1]):
+                assert condition is not None
+                out = self.select(condition, self.constant(coefficients[k]), out)
+            return out
+
+        degree = len(choices[0][1]) - 1
+        out = coefficient(degree)
+        for k in reversed(range(degree)):
+            out = self.fma(out, x, coefficient(k))
+        return out
+
     def intrinsic(self, stem: str, *args: str) -> str:
         return self.em.intrinsic(stem, reg_type(self.dtype), self.width, *args)
 
@@ -119,6 +141,9 @@ class Vector:
 
     def both(self, a: str, b: str) -> str:
         return self.em.op(f"and {self.flag} {a}, {b}")
+
+    def differ(self, a: str, b: str) -> str:
+        return self.em.op(f"xor {self.flag} {a}, {b}")
 
     def invert(self, a: str) -> str:
         ones = "true" if self.width == 1 else "splat (i1 true)"
