@@ -1,0 +1,160 @@
+"""What kernels over arrays of any rank and strides share: merging axes, counting through them.
+
+A launch first merges the axes that lie one after the other in memory in every array concerned
+(:func:`merge_axes`), which usually leaves one or two; the kernels are written for any number, and
+:func:`unravel` turns the number of a row into its index.
+"""
+
+# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-incomplete-defs=False
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tilewright.lang import Array, Const, full, minimum, program_id, unroll
+from tilewright.ops.calls import KernelCall
+from tilewright.runtime.buffers import Buffer
+from tilewright.runtime.launch import kernel
+
+__all__ = [
+    "block_for",
+    "copy_calls",
+    "divide",
+    "fill_calls",
+    "flattened",
+    "merge_axes",
+    "product",
+    "relaid",
+    "rows_per_program",
+    "unravel",
+]
+
+SPAN = 1024
+"""Columns that one program instance takes, at most."""
+
+
+def merge_axes(
+    sizes: Sequence[int], *strides: Sequence[int]
+) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """Fewest axes that walk several arrays of shape ``sizes`` in the same order.
+
+    Axes of size 1 vanish, neighbours merge where every array's strides allow it. Returns the
+    merged sizes and each array's strides.
+    """
+    kept = [i for i, n in enumerate(sizes) if n != 1]
+    out: list[int] = []
+    steps: list[list[int]] = [[] for _ in strides]
+    for i in kept:
+        if out and all(s[-1] == own[i] * sizes[i] for s, own in zip(steps, strides)):
+            out[-1] *= sizes[i]
+            for s, own in zip(steps, strides):
+                s[-1] = own[i]
+        else:
+            out.append(sizes[i])
+            for s, own in zip(steps, strides):
+                s.append(own[i])
+    return tuple(out), [tuple(s) for s in steps]
+
+
+def relaid(buffer: Buffer, *groups: tuple[Sequence[int], Sequence[int]]) -> Buffer:
+    """``buffer`` with the axes of ``groups``, pairs of sizes and strides, one after the other."""
+    shape = [n for sizes, _ in groups for n in sizes]
+    strides = [s for _, steps in groups for s in steps]
+    return buffer.view(shape, strides)
+
+
+def flattened(arrays: Sequence[Buffer]) -> list[Buffer]:
+    """Arrays of one shape with as few axes as they allow, at least one."""
+    sizes, strides = merge_axes(arrays[0].shape, *(a.strides for a in arrays))
+    if not sizes:
+        return [a.view((1,), (1,)) for a in arrays]
+    return [a.view(sizes, own) for a, own in zip(arrays, strides)]
+
+
+def divide(a: int, b: int) -> int:
+    """``a / b`` rounded up."""
+    return -(-a // b)
+
+
+def block_for(width: int, largest: int = 256) -> int:
+    """Window length for rows of ``width``: a power of two, short for short rows."""
+    block = 1
+    while block < min(width, largest):
+        block *= 2
+    return block
+
+
+def rows_per_program(rows: int, width: int, work: int = 1 << 14) -> int:
+    """How many rows one program instance takes: about ``work`` elements, but at least 8 parts."""
+    return max(1, min(work // max(min(width, SPAN), 1), divide(rows, 8)))
+
+
+def unravel(i, sizes):
+    """Inline: the index of element ``i`` of an array of ``sizes``, as a tuple."""
+    index = sizes[:0]
+    for axis in unroll(len(sizes)):
+        n = sizes[len(sizes) - 1 - axis]
+        if axis == len(sizes) - 1:
+            index = (i, *index)
+        else:
+            index = (i % n, *index)
+            i = i // n
+    return index
+
+
+def product(sizes):
+    """Inline: the number of elements of an array of ``sizes``."""
+    total = 1
+    for n in unroll(sizes):
+        total = total * n
+    return total
+
+
+@kernel
+def copy_kernel(x: Array, out: Array, ROWS: Const, SPAN: Const, BLOCK: Const):
+    """``out = x``, converted; arrays of one shape."""
+    lead = out.shape[:-1]
+    start = program_id(0) * SPAN
+    stop = minimum(start + SPAN, out.shape[-1])
+    first = program_id(1) * ROWS
+    for r in range(first, minimum(first + ROWS, product(lead))):
+        at = unravel(r, lead)
+        for j in range(start, stop, BLOCK):
+            out[*at, j : j + BLOCK] = x[*at, j : j + BLOCK].to(out.dtype)
+
+
+@kernel
+def fill_kernel(out: Array, VALUE: Const, ROWS: Const, SPAN: Const, BLOCK: Const):
+    """``out = VALUE``."""
+    lead = out.shape[:-1]
+    start = program_id(0) * SPAN
+    stop = minimum(start + SPAN, out.shape[-1])
+    first = program_id(1) * ROWS
+    for r in range(first, minimum(first + ROWS, product(lead))):
+        at = unravel(r, lead)
+        for j in range(start, stop, BLOCK):
+            out[*at, j : j + BLOCK] = full((BLOCK,), VALUE, out.dtype)
+
+
+def _row_call(kernel: Any, arrays: Sequence[Buffer], **consts: Any) -> list[KernelCall]:
+    """``kernel`` over the rows of ``arrays``, which have one shape."""
+    *lead, width = arrays[0].shape
+    rows = math.prod(lead)
+    if not rows * width:
+        return []
+    span = SPAN if rows > 8 else 1 << 14
+    per = rows_per_program(rows, width)
+    consts = {**consts, "ROWS": per, "SPAN": span, "BLOCK": block_for(width)}
+    return [KernelCall(kernel, (divide(width, span), divide(rows, per)), tuple(arrays), consts)]
+
+
+def copy_calls(x: Buffer, out: Buffer) -> list[KernelCall]:
+    """``out = x`` element by element, converted to out's dtype; shapes are equal."""
+    return _row_call(copy_kernel, flattened([x, out]))
+
+
+def fill_calls(out: Buffer, value: bool | int | float = 0) -> list[KernelCall]:
+    """``out = value`` everywhere."""
+    return _row_call(fill_kernel, flattened([out]), VALUE=value)
