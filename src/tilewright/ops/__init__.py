@@ -3,6 +3,6 @@
 Importing the package registers every family; ``tilewright.ops.table`` looks entries up.
 """
 
-from tilewright.ops import cache_ops, elementwise, gemm, linear, movement, norm
+from tilewright.ops import cache_ops, conv, elementwise, gemm, linear, movement, norm, pool
 
-__all__ = ["cache_ops", "elementwise", "gemm", "linear", "movement", "norm"]
+__all__ = ["cache_ops", "conv", "elementwise", "gemm", "linear", "movement", "norm", "pool"]
