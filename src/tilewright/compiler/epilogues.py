@@ -8,6 +8,7 @@ operands of the chain become extra inputs. Each op still rounds to float32, as i
 from __future__ import annotations
 
 from tilewright.compiler.source import Expression
+from tilewright.dtypes import f32
 from tilewright.graph import Graph, Node
 from tilewright.ops import table
 
@@ -37,7 +38,11 @@ def fuse_epilogues(graph: Graph) -> Graph:
 
 def _host(node: Node, inputs: tuple[Node, ...], uses: dict[Node, int]) -> Node | None:
     """The matmul (already rewritten) that can take ``node`` in, if any."""
-    if node.is_leaf or table.get(node.op).expression is None or len(node.shape) != 2:
+    if node.is_leaf or node.dtype is not f32 or len(node.shape) != 2:
+        return None
+    if table.get(node.op).expression is None:
+        return None
+    if any(x.dtype is not f32 or x.shape not in (node.shape, node.shape[1:]) for x in node.inputs):
         return None
     for old, candidate in reversed(list(zip(node.inputs, inputs))):
         if candidate.op == "matmul" and uses[old] == 1 and candidate.shape == node.shape:

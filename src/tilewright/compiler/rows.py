@@ -74,7 +74,10 @@ def _is_candidate(node: Node) -> bool:
     entry = table.get(node.op)
     source = node.inputs[0] if node.op == "quantize_rows" else node
     return (entry.is_rowwise or node.op == "quantize_rows") and (
-        len(source.shape) == 2 and isinstance(source.shape[1], int) and source.dtype is f32
+        len(source.shape) == 2
+        and isinstance(source.shape[1], int)
+        and source.dtype is f32
+        and all(x.dtype is f32 and x.shape in (source.shape, source.shape[1:]) for x in node.inputs)
     )
 
 

@@ -3,6 +3,30 @@
 Importing the package registers every family; ``tilewright.ops.table`` looks entries up.
 """
 
-from tilewright.ops import cache_ops, conv, elementwise, gemm, linear, movement, norm, pool
+from tilewright.ops import (
+    autodiff,
+    cache_ops,
+    conv,
+    elementwise,
+    gemm,
+    linear,
+    movement,
+    norm,
+    pool,
+    reductions,
+    views,
+)
 
-__all__ = ["cache_ops", "conv", "elementwise", "gemm", "linear", "movement", "norm", "pool"]
+__all__ = [
+    "autodiff",
+    "cache_ops",
+    "conv",
+    "elementwise",
+    "gemm",
+    "linear",
+    "movement",
+    "norm",
+    "pool",
+    "reductions",
+    "views",
+]
