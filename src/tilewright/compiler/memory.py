@@ -13,7 +13,7 @@ from tilewright.graph import Graph, Node, upper_bound
 from tilewright.ops import table
 from tilewright.runtime.buffers import ALIGN, padded_strides
 
-__all__ = ["MemoryPlan", "is_alias", "plan_memory"]
+__all__ = ["MemoryPlan", "best_fit", "is_alias", "plan_memory"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def plan_memory(graph: Graph) -> MemoryPlan:
         size = shape[0] * strides[node][0] * node.dtype.nbytes if shape else node.dtype.nbytes
         size = -(-size // ALIGN) * ALIGN
         busy = sorted((o, e) for o, e, last in live if last >= start)
-        offset = _best_fit(busy, size)
+        offset = best_fit(busy, size)
         offsets[node] = offset
         end = last_use.get(node, position[node])
         live.append((offset, offset + size, end))
@@ -72,7 +72,7 @@ def plan_memory(graph: Graph) -> MemoryPlan:
     return MemoryPlan(offsets, strides, total)
 
 
-def _best_fit(busy: list[tuple[int, int]], size: int) -> int:
+def best_fit(busy: list[tuple[int, int]], size: int) -> int:
     """The start of the smallest gap that holds ``size``; behind everything if none does."""
     best, best_gap, cursor = -1, 0, 0
     for start, end in busy:

@@ -1,45 +1,109 @@
-"""Values of nodes: what a lazy tensor asks for."""
+"""Values of nodes: what a lazy tensor asks for.
+
+Graphs that have the same structure (ops, attributes, shapes, dtypes, strides of the leaves, which
+results are wanted) share one program; leaves and run-time numbers are named anew at each run.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any, Final
 
-from tilewright.dtypes import bf16, from_float32
-from tilewright.graph import Node, upper_bound
-from tilewright.ops.table import evaluate_nodes
+from tilewright.compiler.fusion import pending
+from tilewright.compiler.static import Output, StaticProgram, build, scalar_bits
+from tilewright.dtypes import u8
+from tilewright.graph import Node
 from tilewright.runtime.buffers import Buffer, empty
+from tilewright.runtime.launch import default_pool, default_target
 
-__all__ = ["realize"]
+__all__ = ["Realizer", "realize", "structure"]
+
+_KEPT: Final = 1024
 
 
 def realize(nodes: Sequence[Node]) -> list[Buffer]:
     """Compute ``nodes`` and remember the results as their values."""
-    order = _pending(nodes)
-    values = evaluate_nodes(order, {})
-    for node in nodes:
-        if node.value is None:
-            buffer = empty(node.dtype, upper_bound(node.shape))
-            result = values[node]
-            buffer.numpy()[...] = from_float32(result) if node.dtype is bf16 else result
-            node.set_value(buffer)
-    return [node.value for node in nodes]
+    missing = [n for n in nodes if n.value is None]
+    if missing:
+        _REALIZER.run(list(dict.fromkeys(missing)))
+    return [n.value for n in nodes]
 
 
-def _pending(nodes: Sequence[Node]) -> list[Node]:
-    """What ``nodes`` depend on, inputs first, not looking behind nodes that have a value."""
-    order: list[Node] = []
-    done: set[Node] = set()
-    for root in nodes:
-        stack = [(root, 0)]
-        while stack:
-            node, i = stack.pop()
-            if node in done:
-                continue
-            if node.value is None and i < len(node.inputs):
-                stack.append((node, i + 1))
-                if node.inputs[i] not in done:
-                    stack.append((node.inputs[i], 0))
-                continue
-            done.add(node)
-            order.append(node)
-    return order
+def structure(order: Sequence[Node], roots: Sequence[Node]) -> tuple[Any, ...]:
+    """What decides the program of a graph, hashable; ``order`` is :func:`pending` of ``roots``."""
+    at: dict[Node, int] = {}
+    key: list[Any] = []
+    for i, node in enumerate(order):
+        at[node] = i
+        value = node.value
+        if value is not None:
+            key.append((value.dtype, value.shape, value.strides))
+        elif node.op == "scalar":
+            key.append(node.dtype)
+        elif node.op == "const":
+            key.append((node.dtype, repr(node.attrs["value"])))
+        else:
+            attrs = tuple([repr(v) if type(v) is float else v for v in node.attrs.values()])
+            inputs = tuple([at[i] for i in node.inputs])
+            key.append((node.op, node.dtype, node.shape, attrs, inputs))
+    key.append(tuple([at[r] for r in roots]))
+    return tuple(key)
+
+
+class Realizer:
+    """Programs by structure, and the working memory that they take turns in."""
+
+    def __init__(self) -> None:
+        self._programs: OrderedDict[tuple[Any, ...], StaticProgram] = OrderedDict()
+        self._lock = threading.RLock()
+        self._arena: Buffer = empty(u8, (1,))
+
+    def run(self, roots: list[Node]) -> None:
+        """Compute ``roots``, none of which has a value yet."""
+        with self._lock:
+            order = pending(roots)
+            pool = default_pool()
+            key = (id(pool), *structure(order, roots))
+            program = self._programs.get(key)
+            if program is None:
+                program = build(roots, default_target(), pool, order)
+                self._programs[key] = program
+                if len(self._programs) > _KEPT:
+                    self._programs.popitem(last=False)
+                scalars = program.scalars
+            else:
+                self._programs.move_to_end(key)
+                scalars = program.scalars
+            self._execute(program, order, roots, scalars)
+
+    def _execute(
+        self, program: StaticProgram, order: list[Node], roots: list[Node], scalars: list[Node]
+    ) -> None:
+        leaves = [n.value for n in order if n.value is not None]
+        numbers = [
+            scalar_bits(node.attrs["value"], node.dtype)
+            for i in program.scalar_positions
+            for node in (order[i],)
+        ]
+        fresh = [empty(u8, (n,)) for n in program.output_bytes]
+        if self._arena.size < program.arena_bytes:
+            self._arena = empty(u8, (program.arena_bytes,))
+        addresses = [b.pointer for b in leaves]
+        addresses += [b.pointer for b in fresh]
+        addresses.append(self._arena.pointer)
+        program.run(addresses, numbers)
+        storages = [*leaves, *fresh]
+        for root, out in zip(roots, program.outputs):
+            root.set_value(located(out, program, storages))
+
+
+def located(out: Output, program: StaticProgram, storages: Sequence[Buffer]) -> Buffer:
+    """The buffer of a root, once its storage has an address."""
+    storage = storages[program.places[out.storage]]
+    pointer = storage.pointer + out.offset
+    return Buffer(out.dtype, out.shape, out.strides, pointer, storage.owner)
+
+
+_REALIZER = Realizer()

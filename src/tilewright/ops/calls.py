@@ -18,9 +18,11 @@ class KernelCall:
         grid: up to three sizes; a zero means that nothing runs.
         args: buffers and scalars, in the order of the kernel's runtime parameters.
         consts: the kernel's ``Const`` and ``Inline`` parameters by name.
+        smallest: programs worth giving to a thread at once.
     """
 
     kernel: Any
     grid: tuple[int, ...]
     args: tuple[Any, ...]
     consts: Mapping[str, Any] = field(default_factory=dict)
+    smallest: int = 1

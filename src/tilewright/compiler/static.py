@@ -1,0 +1,559 @@
+"""Static programs of tensor graphs: launches bound to memory that is named later.
+
+While a program is built, every array has a made-up address: the number of its storage in the high
+bits, the offset in the low ones. Views stay plain arithmetic on buffers, and in the end each
+argument tells which storage it points into. Temporary storages then share one arena, by lifetime;
+leaves and outputs get their addresses at every run, by one vectorised addition.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from tilewright.compiler.fusion import (
+    Group,
+    is_transparent,
+    partition,
+    pending,
+)
+from tilewright.compiler.loops import Scalar, loop_calls, split_workspace
+from tilewright.compiler.memory import best_fit
+from tilewright.dtypes import DType, bf16, boolean, f16, f32, f64, from_float32, to_float32
+from tilewright.errors import UnsupportedError
+from tilewright.graph import Node, data_node
+from tilewright.ops import table
+from tilewright.ops.calls import KernelCall
+from tilewright.runtime.buffers import ALIGN, Buffer, dense_strides
+from tilewright.runtime.program import Launch, LaunchTable
+
+__all__ = ["Output", "StaticProgram", "build", "scalar_bits"]
+
+_SHIFT: Final = 44  # bits of an offset: 16 TiB
+_MIDDLE: Final = 1 << (_SHIFT - 1)
+_PIECEWISE = frozenset({"pad", "concat"})
+
+
+@dataclass(eq=False)
+class _Storage:
+    """Memory that something is computed into, or that a leaf brings."""
+
+    number: int
+    nbytes: int
+    kind: str  # "leaf", "output", "temporary"
+    first: int = 1 << 60  # calls that use it
+    last: int = -1
+    offset: int = 0
+
+    @property
+    def base(self) -> int:
+        return (self.number + 1) << _SHIFT
+
+
+@dataclass(frozen=True)
+class _HostCall:
+    """An op that NumPy computes between launches."""
+
+    node: Node
+    inputs: tuple[Buffer, ...]
+    outs: tuple[Buffer, ...]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a root lies: in which storage, at which byte, with which layout."""
+
+    storage: int
+    offset: int
+    dtype: DType
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class _Unit:
+    """What is computed together: a group, or one other node."""
+
+    index: int
+    group: Group | None = None
+    node: Node | None = None
+    outputs: list[Node] = field(default_factory=list)
+    waits: int = 0
+    users: list[_Unit] = field(default_factory=list)
+
+
+class StaticProgram:
+    """Launches in order, ready to be given addresses. See :func:`build`.
+
+    Attributes:
+        leaves: nodes with a value that the program reads, in the order of their addresses.
+        scalars: nodes whose numbers the program reads.
+        outputs: where each root lies.
+        output_bytes: size of each output storage.
+        arena_bytes: temporary memory.
+    """
+
+    def __init__(self, builder: _Builder, target: Any, pool: Any) -> None:
+        self.leaves = builder.leaves
+        self.scalars: list[Node] = []
+        self.outputs = builder.outputs
+        self.pool = pool
+        storages = builder.storages
+        self.n_leaves = len(self.leaves)
+        fresh = [s for s in storages if s.kind == "output"]
+        self.output_bytes = [s.nbytes for s in fresh]
+        place = {s.number: i for i, s in enumerate(s for s in storages if s.kind == "leaf")}
+        place |= {s.number: self.n_leaves + i for i, s in enumerate(fresh)}
+        self.places = place
+        self.arena_bytes = _pack_arena(storages)
+        arena = self.n_leaves + len(fresh)
+        self.segments: list[LaunchTable | _HostCall] = []
+        self._patches: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._numbers: list[list[tuple[int, int]]] = []  # per table: (slot, scalar)
+        self._host: list[tuple[list[Output], list[Output]]] = []
+
+        def where(pointer: int) -> tuple[int, int]:
+            storage = storages[(pointer >> _SHIFT) - 1]
+            offset = pointer & ((1 << _SHIFT) - 1)
+            if storage.kind == "temporary":
+                return arena, storage.offset + offset
+            return place[storage.number], offset - (_MIDDLE if storage.kind == "leaf" else 0)
+
+        self._where = where
+        calls = [c for c in builder.calls if isinstance(c, KernelCall) and all(c.grid)]
+        signed = [(c.kernel, c.kernel.signature(c.args, c.consts)) for c in calls]
+        target.compile_many(signed)
+        executables = {id(c): target.compile(*s) for c, s in zip(calls, signed)}
+        run: list[KernelCall] = []
+        for call in [*builder.calls, None]:
+            if isinstance(call, KernelCall):
+                if all(call.grid):
+                    run.append(call)
+                continue
+            if run:
+                self._add_table(run, executables)
+                run = []
+            if call is not None:
+                self.segments.append(call)
+                self._patches.append((np.zeros(0, np.int64),) * 3)
+                self._numbers.append([])
+        position = {node: i for i, node in enumerate(builder.order)}
+        self._scalar_positions = [position[node] for node in self.scalars]
+
+    @property
+    def scalar_positions(self) -> list[int]:
+        """Where the scalars stand in the order that the program was built from."""
+        return self._scalar_positions
+
+    def _add_table(self, calls: list[KernelCall], executables: dict[int, Any]) -> None:
+        table_ = LaunchTable(
+            [Launch(executables[id(c)], c.grid, c.args, c.smallest) for c in calls]
+        )
+        slots: list[int] = []
+        sources: list[int] = []
+        offsets: list[int] = []
+        numbers: list[tuple[int, int]] = []
+        for i, call in enumerate(calls):
+            at = table_.slot_at(i, 0) + 3
+            for arg in _flat(call.args):
+                if isinstance(arg, Buffer):
+                    source, offset = self._where(arg.pointer)
+                    slots.append(at)
+                    sources.append(source)
+                    offsets.append(offset)
+                    at += 1 + 2 * arg.ndim
+                else:
+                    if isinstance(arg, Scalar):
+                        if arg.node not in self.scalars:
+                            self.scalars.append(arg.node)
+                        numbers.append((at, self.scalars.index(arg.node)))
+                    at += 1
+        self.segments.append(table_)
+        self._patches.append(
+            (
+                np.array(slots, np.int64),
+                np.array(sources, np.int64),
+                np.array(offsets, np.int64),
+            )
+        )
+        self._numbers.append(numbers)
+
+    def run(self, addresses: Sequence[int], numbers: Sequence[int]) -> None:
+        """Execute.
+
+        Args:
+            addresses: of every leaf, then of every output storage, then of the arena.
+            numbers: the bits of every scalar (:func:`scalar_bits`).
+        """
+        bases = np.array(addresses, np.int64)
+        for segment, (slots, sources, offsets), scalars in zip(
+            self.segments, self._patches, self._numbers
+        ):
+            if isinstance(segment, _HostCall):
+                self._run_host(segment, addresses)
+                continue
+            memory = segment.memory
+            memory[slots] = bases[sources] + offsets
+            for slot, number in scalars:
+                memory[slot] = numbers[number]
+            segment.run(self.pool)
+
+    def _run_host(self, call: _HostCall, addresses: Sequence[int]) -> None:
+        def real(buffer: Buffer) -> Buffer:
+            source, offset = self._where(buffer.pointer)
+            return Buffer(buffer.dtype, buffer.shape, buffer.strides, addresses[source] + offset)
+
+        arrays = []
+        for buffer in call.inputs:
+            array = real(buffer).numpy()
+            arrays.append(to_float32(array) if buffer.dtype is bf16 else array)
+        with np.errstate(all="ignore"):
+            result = table.get(call.node.op).reference(*arrays, **call.node.attrs)
+        results = result if isinstance(result, tuple) else (result,)
+        for out, values in zip(call.outs, results):
+            real(out).numpy()[...] = from_float32(values) if out.dtype is bf16 else values
+
+
+def _flat(args: Sequence[Any]) -> list[Any]:
+    flat: list[Any] = []
+    for arg in args:
+        if isinstance(arg, (tuple, list)):
+            flat.extend(arg)
+        else:
+            flat.append(arg)
+    return flat
+
+
+def scalar_bits(value: bool | int | float, dtype: DType) -> int:
+    """A number as the 64-bit slot of a scalar argument."""
+    if dtype is f32:
+        return int(_as_f32(value).view(np.uint32))
+    if dtype is f64:
+        return int(np.float64(value).view(np.int64))
+    if dtype is boolean:
+        return int(bool(value))
+    if dtype is f16:
+        with np.errstate(over="ignore"):
+            return int(np.float16(value).view(np.uint16))
+    if dtype is bf16:
+        return int(from_float32(np.array([value], np.float32))[0])
+    bits = int(value) & ((1 << dtype.bits) - 1)
+    if dtype.kind == "i" and bits >> dtype.bits - 1:
+        bits -= 1 << dtype.bits
+    return bits - (1 << 64) if bits >= 1 << 63 else bits
+
+
+def _as_f32(value: float) -> np.float32:
+    with np.errstate(over="ignore"):
+        return np.float32(value)
+
+
+def _pack_arena(storages: list[_Storage]) -> int:
+    """Give temporary storages their offsets; returns the arena's size."""
+    total = 0
+    live: list[_Storage] = []
+    temporary = [s for s in storages if s.kind == "temporary" and s.last >= 0]
+    for storage in sorted(temporary, key=lambda s: s.first):
+        live = [s for s in live if s.last >= storage.first]
+        busy = sorted((s.offset, s.offset + s.nbytes) for s in live)
+        storage.offset = best_fit(busy, storage.nbytes)
+        live.append(storage)
+        total = max(total, storage.offset + storage.nbytes)
+    return total
+
+
+def build(
+    roots: Sequence[Node],
+    target: Any,
+    pool: Any,
+    order: Sequence[Node] | None = None,
+    in_place: dict[Node, Node] | None = None,
+) -> StaticProgram:
+    """A program that computes ``roots``.
+
+    Args:
+        roots: nodes without a value.
+        target, pool: where to compile and to run.
+        order: :func:`tilewright.compiler.fusion.pending` of ``roots``, if known.
+        in_place: for a root the leaf whose memory it is to overwrite (same shape, dense).
+    """
+    order = pending(roots) if order is None else order
+    return StaticProgram(_Builder(order, roots, in_place or {}), target, pool)
+
+
+class _Builder:
+    def __init__(
+        self, order: Sequence[Node], roots: Sequence[Node], in_place: dict[Node, Node]
+    ) -> None:
+        self.order = order
+        self.storages: list[_Storage] = []
+        self.buffers: dict[Node, Buffer] = {}
+        self.calls: list[KernelCall | _HostCall] = []
+        self.leaves: list[Node] = []
+        for node in order:
+            if node.value is not None:
+                self.leaves.append(node)
+                self._leaf(node)
+        self.groups, self.cheap = partition(order, roots)
+        self.group_of = {m: g for g in self.groups for m in g.members}
+        self.stored: set[Node] = set()
+        self._mark(roots)
+        for unit in self._scheduled():
+            self._emit(unit)
+        self.outputs = [self._output(root) for root in roots]
+        self._lifetimes()
+
+    # --- what needs memory -----------------------------------------------------------------------
+
+    def _mark(self, roots: Sequence[Node]) -> None:
+        """Find the nodes whose results have to be in memory."""
+        for root in roots:
+            self._need(root)
+        for node in self.order:
+            if node.value is not None or node in self.cheap:
+                continue
+            if node in self.group_of:
+                group = self.group_of[node]
+                for source in node.inputs:
+                    self._need_outside(source, group)
+            elif not is_transparent(node):
+                for source in node.inputs:
+                    self._need(source)
+
+    def _need(self, node: Node) -> None:
+        """``node`` is read from memory: mark what lies behind its views."""
+        while node.value is None and not node.is_leaf and node not in self.group_of:
+            if node.op == "part" or table.get(node.op).view is None:
+                return
+            node = node.inputs[0]
+        if node in self.group_of:
+            self.stored.add(node)
+
+    def _need_outside(self, node: Node, group: Group) -> None:
+        while is_transparent(node):
+            node = node.inputs[0]
+        if node in self.cheap:
+            for source in node.inputs:
+                self._need_outside(source, group)
+        elif self.group_of.get(node) is not group:
+            self._need(node)
+
+    # --- order -----------------------------------------------------------------------------------
+
+    def _scheduled(self) -> list[_Unit]:
+        """Units such that inputs come first; earlier made nodes go first where there is a choice."""
+        units: dict[Any, _Unit] = {}
+        of: dict[Node, _Unit] = {}
+        for node in self.order:
+            if node.value is not None or node.is_leaf or node in self.cheap:
+                continue
+            group = self.group_of.get(node)
+            if group is not None:
+                unit = units.setdefault(group, _Unit(node.index, group))
+                of[node] = unit
+                if node in self.stored:
+                    unit.outputs.append(node)
+            elif node.op == "part":
+                of[node] = of[node.inputs[0]]
+            else:
+                unit = units[node] = _Unit(node.index, None, node)
+                of[node] = unit
+        for node in self.order:
+            unit_or_none = of.get(node)
+            if unit_or_none is None or node.op == "part":
+                continue
+            for source in self._sources(node):
+                before = of.get(source)
+                if before is not None and before is not unit_or_none:
+                    before.users.append(unit_or_none)
+                    unit_or_none.waits += 1
+        ready = [(u.index, u) for u in units.values() if u.waits == 0]
+        heap = [(i, n, u) for n, (i, u) in enumerate(ready)]
+        heapq.heapify(heap)
+        count = len(heap)
+        done: list[_Unit] = []
+        while heap:
+            _, _, unit = heapq.heappop(heap)
+            done.append(unit)
+            for user in unit.users:
+                user.waits -= 1
+                if user.waits == 0:
+                    heapq.heappush(heap, (user.index, count, user))
+                    count += 1
+        assert len(done) == len(units), "groups depend on each other in a circle"
+        return done
+
+    def _sources(self, node: Node) -> list[Node]:
+        """Inputs, through cheap nodes."""
+        found: list[Node] = []
+        stack = list(node.inputs)
+        while stack:
+            source = stack.pop()
+            if source in self.cheap:
+                stack.extend(source.inputs)
+            else:
+                found.append(source)
+        return found
+
+    # --- memory ----------------------------------------------------------------------------------
+
+    def _storage(self, nbytes: int, kind: str = "temporary") -> _Storage:
+        rounded = max(-(-nbytes // ALIGN) * ALIGN, ALIGN)
+        storage = _Storage(len(self.storages), rounded, kind)
+        self.storages.append(storage)
+        return storage
+
+    def _leaf(self, node: Node) -> None:
+        value: Buffer = node.value
+        storage = self._storage(0, "leaf")
+        # the address is that of element 0; negative strides reach below it
+        pointer = storage.base + _MIDDLE
+        self.buffers[node] = Buffer(value.dtype, value.shape, value.strides, pointer)
+
+    def _fresh(self, dtype: DType, shape: Sequence[Any], kind: str = "temporary") -> Buffer:
+        sizes = tuple(int(n) for n in shape)
+        storage = self._storage(math.prod(sizes) * dtype.nbytes, kind)
+        return Buffer(dtype, sizes, dense_strides(sizes), storage.base)
+
+    def _buffer(self, node: Node) -> Buffer:
+        """Where ``node`` lies; makes views, and copies where a view is impossible."""
+        found = self.buffers.get(node)
+        if found is not None:
+            return found
+        if node.op in ("const", "scalar"):
+            copy = Node("copy", (node,), (), node.dtype)
+            made = self._fresh(node.dtype, ())
+            group = Group(0, (), None, [copy], {copy: ()})
+            self.calls += loop_calls(group, [copy], {copy: made}, self.cheap | {node})
+        else:
+            view = table.get(node.op).view
+            assert view is not None, f"{node!r} has no memory"
+            source = self._buffer(node.inputs[0])
+            seen = view(node, source)
+            if seen is None:
+                seen = view(node, self._dense(source))
+            made = seen
+        self.buffers[node] = made
+        return made
+
+    def _dense(self, source: Buffer) -> Buffer:
+        """A C-contiguous copy."""
+        made = self._fresh(source.dtype, source.shape)
+        self._copy(source, made)
+        return made
+
+    def _copy(self, source: Buffer, out: Buffer) -> None:
+        leaf = data_node(source)
+        copy = Node("copy", (leaf,), leaf.shape, leaf.dtype)
+        domain = tuple(n for n in source.shape if n != 1)
+        along = iter(range(len(domain)))
+        m = tuple(-1 if n == 1 else next(along) for n in source.shape)
+        group = Group(0, domain, None, [copy], {copy: m})
+        self.calls += loop_calls(group, [copy], {leaf: source, copy: out}, set())
+
+    # --- calls -----------------------------------------------------------------------------------
+
+    def _emit(self, unit: _Unit) -> None:
+        if unit.group is not None:
+            if unit.outputs:
+                self._emit_group(unit.group, unit.outputs)
+            return
+        node = unit.node
+        assert node is not None
+        entry = table.get(node.op)
+        if entry.view is not None:
+            return  # made when somebody reads it
+        if node.op in _PIECEWISE:
+            self._emit_pieces(node)
+            return
+        inputs = [self._buffer(i) for i in node.inputs]
+        outs: Any
+        if entry.infer_parts is not None:
+            parts = entry.infer_parts(node.inputs, node.attrs)
+            outs = [self._fresh(dtype, shape) for shape, dtype in parts]
+            for part in self.order:
+                if part.op == "part" and part.inputs[0] is node:
+                    self.buffers[part] = outs[part.attrs["index"]]
+        else:
+            outs = self.buffers[node] = self._fresh(node.dtype, node.shape)
+        if entry.calls is None:
+            if not entry.host:
+                raise UnsupportedError(f"op {node.op} has no kernel")
+            results = tuple(outs) if isinstance(outs, list) else (outs,)
+            self.calls.append(_HostCall(node, tuple(inputs), results))
+            return
+        extra = []
+        if entry.workspace is not None:
+            extra = [[self._fresh(*one) for one in entry.workspace(node)]]
+        self.calls += entry.calls(node, inputs, outs, *extra)
+
+    def _emit_group(self, group: Group, outputs: list[Node]) -> None:
+        reads: dict[Node, Buffer] = {}
+        for member in group.members:
+            stack = list(member.inputs)
+            while stack:
+                node = stack.pop()
+                if is_transparent(node) or node in self.cheap:
+                    stack.extend(node.inputs)
+                elif self.group_of.get(node) is not group and not node.op == "const":
+                    reads[node] = self._buffer(node)
+        workspace = None
+        wanted = split_workspace(group)
+        if wanted is not None:
+            workspace = self._fresh(*wanted)
+        for out in outputs:
+            reads[out] = self.buffers[out] = self._fresh(out.dtype, out.shape)
+        self.calls += loop_calls(group, outputs, reads, self.cheap, workspace)
+
+    def _emit_pieces(self, node: Node) -> None:
+        """Pads and concatenations: copies into parts of the result."""
+        out = self.buffers[node] = self._fresh(node.dtype, node.shape)
+        if node.op == "pad":
+            widths = node.attrs["widths"]
+            (source,) = (self._buffer(i) for i in node.inputs)
+            if any(lo or hi for lo, hi in widths):
+                fill = Node("const", (), (), node.dtype, {"value": node.attrs["value"]})
+                spread = Node("broadcast", (fill,), node.shape, node.dtype, {"shape": node.shape})
+                domain = tuple(n for n in out.shape if n != 1)
+                along = iter(range(len(domain)))
+                m = tuple(-1 if n == 1 else next(along) for n in out.shape)
+                copy = Node("copy", (spread,), node.shape, node.dtype)
+                group = Group(0, domain, None, [copy], {copy: m})
+                self.calls += loop_calls(group, [copy], {copy: out}, {fill, spread})
+            start = sum(lo * s for (lo, _), s in zip(widths, out.strides))
+            if source.size:
+                self._copy(source, out.view(source.shape, out.strides, start))
+            return
+        axis, at = node.attrs["axis"], 0
+        for one in node.inputs:
+            source = self._buffer(one)
+            if source.size:
+                self._copy(source, out.view(source.shape, out.strides, at * out.strides[axis]))
+            at += source.shape[axis]
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def _output(self, root: Node) -> Output:
+        buffer = self._buffer(root)
+        storage = self.storages[(buffer.pointer >> _SHIFT) - 1]
+        if storage.kind == "temporary":
+            storage.kind = "output"
+        offset = buffer.pointer - storage.base - (_MIDDLE if storage.kind == "leaf" else 0)
+        return Output(storage.number, offset, buffer.dtype, buffer.shape, buffer.strides)
+
+    def _lifetimes(self) -> None:
+        for i, call in enumerate(self.calls):
+            if isinstance(call, KernelCall):
+                args = _flat(call.args)
+            else:
+                args = [*call.inputs, *call.outs]
+            for arg in args:
+                if isinstance(arg, Buffer):
+                    storage = self.storages[(arg.pointer >> _SHIFT) - 1]
+                    storage.first = min(storage.first, i)
+                    storage.last = max(storage.last, i)
