@@ -1,0 +1,229 @@
+"""Kernels of dense flash attention, backward: memory linear in length, one order for every sum.
+
+Probabilities are computed again, block by block, from the forward pass's log-sum-exp::
+
+    P = exp(S - lse)            dP = dO V^T            dS = P * (dP - rowsum(dO * O))
+    dV = P^T dO                 dK = scale dS^T Q      dQ = scale dS K
+
+Keys lie on lanes. A program owns a range of keys of one head: it walks its blocks of keys in
+ascending order and, inside, the queries in ascending order, keeping dK and dV of the block in
+scratch and adding to dQ in memory. Programs that run at the same time own different queries too
+(see :func:`flash_backward`), so the order of every sum depends on the shapes alone.
+"""
+
+# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-incomplete-defs=False
+# mypy: disable-error-code="valid-type,call-overload"
+# (the bodies of kernels and inline functions are checked by the kernel language)
+
+from __future__ import annotations
+
+import math
+
+from tilewright import lang as tl
+from tilewright.lang import (
+    Array,
+    Arrays,
+    Const,
+    arange,
+    dot,
+    exp2,
+    expand_dims,
+    f32,
+    fma,
+    i64,
+    load,
+    program_id,
+    scratch,
+    unroll,
+    where,
+    zeros,
+)
+from tilewright.ops.flash_kernels import LN2, LOG2E, pack_rows
+from tilewright.runtime.launch import kernel
+
+__all__ = ["flash_backward", "flash_row_statistics", "round_rows"]
+
+
+@kernel
+def flash_row_statistics(
+    out: Array, dout: Array, lse: Array, dlse: Arrays, stats: Array, D: Const, T: Const
+):
+    """stats (2, B, H, Tq): lse in units of log 2 (inf for rows without keys) and
+    rowsum(dout * out) - dlse; eight rows per program."""
+    t = program_id(0) * 8
+    h = program_id(1)
+    b = program_id(2)
+    total = zeros((8, 16), T)
+    for d in unroll(range(0, D, 16)):
+        n = min(16, D - d)
+        x = out[b, h, t : t + 8, d : d + 16].to(T) * dout[b, h, t : t + 8, d : d + 16].to(T)
+        if n < 16:
+            x = where(arange(16) < n, x, 0.0)
+        total = total + x
+    delta = tl.sum(total, axis=1)
+    for extra in unroll(dlse):
+        delta = delta - extra[b, h, t : t + 8].to(T)
+    top = lse[b, h, t : t + 8].to(T)
+    stats[0, b, h, t : t + 8] = where(top == -math.inf, math.inf, top * LOG2E)
+    stats[1, b, h, t : t + 8] = delta
+
+
+def _scores(
+    qs, dos, kt, vt, ps, dss, masks, stats, b, h, t0, k0, tk, EDGE, CAUSAL, DP, KB, KW, R, T
+):
+    """P and dS of R queries by KB keys into ps and dss."""
+    for c in range(0, KB, KW):
+        for r in range(0, R, 8):
+            s = dot(qs[r : r + 8, 0:DP], kt[0:DP, c : c + KW], zeros((8, KW), T))
+            for mask in unroll(masks):
+                bias = mask[b, h, t0 + r : t0 + r + 8, k0 + c : k0 + c + KW]
+                if mask.dtype == tl.boolean:
+                    s = where(bias, s, -math.inf)
+                else:
+                    s = s + bias.to(T) * LOG2E
+            if EDGE:
+                key = expand_dims(k0 + c + arange(KW), 0)
+                if CAUSAL:
+                    s = where(key <= expand_dims(t0 + r + arange(8), 1), s, -math.inf)
+                s = where(key < tk, s, -math.inf)
+            # rows beyond the end have lse = inf and so no probability
+            top = load(stats[0, b, h, t0 + r : t0 + r + 8], fill=math.inf)
+            p = exp2(s - expand_dims(top, 1))
+            ps[r : r + 8, c : c + KW] = p
+            dp = dot(dos[r : r + 8, 0:DP], vt[0:DP, c : c + KW], zeros((8, KW), T))
+            delta = stats[1, b, h, t0 + r : t0 + r + 8]
+            dss[r : r + 8, c : c + KW] = p * (dp - expand_dims(delta, 1))
+
+
+def _transposed_product(x, y, to, DP, KB, KW, R):
+    """to (DP, KB) += x^T y for x (R, DP), y (R, KB)."""
+    for c in range(0, KB, KW):
+        for d in range(0, DP, 8):
+            acc = to[d : d + 8, c : c + KW]
+            for r in range(0, R, 4):
+                for u in unroll(4):
+                    left = expand_dims(x[r + u, d : d + 8], 1)
+                    acc = fma(left, expand_dims(y[r + u, c : c + KW], 0), acc)
+            to[d : d + 8, c : c + KW] = acc
+
+
+def _pack_transposed(x, b, h, t0, to, T, DP, N):
+    """Rows t0 : t0 + N of x as columns of ``to`` (DP, N), widened, zeros outside."""
+    for j in range(0, N, 8):
+        for d in unroll(range(0, DP, 16)):
+            to[d : d + 16, j : j + 8] = x[b, h, t0 + j : t0 + j + 8, d : d + 16].to(T).T
+
+
+def _write_transposed(x, to, b, h, t0, factor, again, D, N):
+    """``to``[b, h, t0 : t0 + N] = factor * x^T for x (DP, N); added to what is there ``again``."""
+    for j in range(0, N, 8):
+        for d in unroll(range(0, D, 16)):
+            n = min(16, D - d)
+            tile = (x[d : d + 16, j : j + 8] * factor).T[0:8, 0:n]
+            if again:
+                tile = tile + to[b, h, t0 + j : t0 + j + 8, d : d + n]
+            to[b, h, t0 + j : t0 + j + 8, d : d + n] = tile
+
+
+@kernel
+def round_rows(x: Array, y: Array, D: Const):
+    """y = x, rounded to y's dtype; both (B, H, T, D), eight rows per program."""
+    t = program_id(0) * 8
+    h = program_id(1)
+    b = program_id(2)
+    for d in unroll(range(0, D, 16)):
+        y[b, h, t : t + 8, d : d + min(16, D - d)] = x[b, h, t : t + 8, d : d + min(16, D - d)]
+
+
+@kernel
+def flash_backward(
+    q: Array,
+    k: Array,
+    v: Array,
+    masks: Arrays,
+    dout: Array,
+    stats: Array,
+    dq: Array,
+    dk: Array,
+    dv: Array,
+    scale: f32,
+    step: i64,
+    pieces: i64,
+    size: i64,
+    G: Const,
+    D: Const,
+    DP: Const,
+    KB: Const,
+    KW: Const,
+    R: Const,
+    CAUSAL: Const,
+    T: Const,
+):
+    """dq (B, H, Tq, D), dk and dv (B, Hkv, Tk, D) from stats (2, B, H, Tq).
+
+    Program (n, h, b) of launch ``step`` takes piece n of the keys and piece (n + step) % pieces of
+    the queries, ``size`` long each, so no two programs of a launch write to one place. The first
+    launch sets the sums, later ones add to them.
+    """
+    piece = program_id(0)
+    kv = program_id(1)
+    b = program_id(2)
+    tq = tl.minimum(q.shape[2], ((piece + step) % pieces + 1) * size)
+    first_q = (piece + step) % pieces * size
+    tk = tl.minimum(k.shape[2], (piece + 1) * size)
+    kt = scratch((DP, KB), T)
+    vt = scratch((DP, KB), T)
+    ks = scratch((KB, DP), T)
+    dkt = scratch((DP, KB), T)
+    dvt = scratch((DP, KB), T)
+    qs = scratch((R, DP), T)
+    dos = scratch((R, DP), T)
+    ps = scratch((R, KB), T)
+    dss = scratch((R, KB), T)
+    if step == 0:
+        for g in range(G):
+            for t in range(first_q, tq):
+                for d in unroll(range(0, D, 16)):
+                    n = min(16, D - d)
+                    dq[b, kv * G + g, t, d : d + n] = zeros((n,), T)
+    for k0 in range(piece * size, tk, KB):
+        _pack_transposed(k, b, kv, k0, kt, T, DP, KB)
+        _pack_transposed(v, b, kv, k0, vt, T, DP, KB)
+        for j in range(0, KB, 8):
+            ks[j : j + 8, 0:DP] = k[b, kv, k0 + j : k0 + j + 8, 0:DP].to(T) * scale
+        for d in range(DP):
+            dkt[d, 0:KB] = zeros((KB,), T)
+            dvt[d, 0:KB] = zeros((KB,), T)
+        begin = first_q
+        if CAUSAL:
+            begin = tl.maximum(first_q, k0 // R * R)
+        for g in range(G):
+            h = kv * G + g
+            for t0 in range(begin, tq, R):
+                for j in range(0, R, 8):
+                    rows = q[b, h, t0 + j : t0 + j + 8, 0:DP].to(T)
+                    qs[j : j + 8, 0:DP] = rows * (scale * LOG2E)
+                pack_rows(dout, b, h, t0, dos, T, DP, R)
+                edge = k0 + KB > tk
+                if CAUSAL:
+                    edge = edge or k0 + KB - 1 > t0
+                if edge:
+                    _scores(
+                        qs, dos, kt, vt, ps, dss, masks, stats, b, h, t0, k0, tk,
+                        True, CAUSAL, DP, KB, KW, R, T,
+                    )  # fmt: skip
+                else:
+                    _scores(
+                        qs, dos, kt, vt, ps, dss, masks, stats, b, h, t0, k0, tk,
+                        False, CAUSAL, DP, KB, KW, R, T,
+                    )  # fmt: skip
+                _transposed_product(dos, ps, dvt, DP, KB, KW, R)
+                _transposed_product(qs, dss, dkt, DP, KB, KW, R)
+                for r in range(0, R, 8):
+                    for d in unroll(range(0, D, 32)):
+                        n = min(32, D - d)
+                        acc = dq[b, h, t0 + r : t0 + r + 8, d : d + n]
+                        acc = dot(dss[r : r + 8, 0:KB], ks[0:KB, d : d + n], acc)
+                        dq[b, h, t0 + r : t0 + r + 8, d : d + n] = acc
+        _write_transposed(dkt, dk, b, kv, k0, LN2, step > 0, D, KB)
+        _write_transposed(dvt, dv, b, kv, k0, 1.0, step > 0, D, KB)

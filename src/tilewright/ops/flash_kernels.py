@@ -1,0 +1,188 @@
+"""Kernels of dense flash attention, forward (Dao et al. 2022, Rabe & Staats 2021).
+
+Queries lie on lanes: a block of scores is kept transposed, (keys, queries), so that the running
+maximum and the sum of a query are vertical operations, and elements of K and V are broadcast from
+memory. Scores are kept in units of log 2: queries are scaled by ``scale * log2(e)`` once and
+exponentials are powers of two.
+"""
+
+# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-incomplete-defs=False
+# mypy: disable-error-code="valid-type,call-overload"
+# (the bodies of kernels and inline functions are checked by the kernel language)
+
+from __future__ import annotations
+
+import math
+
+from tilewright import lang as tl
+from tilewright.lang import (
+    Array,
+    Arrays,
+    Const,
+    arange,
+    dot,
+    exp2,
+    expand_dims,
+    f32,
+    fma,
+    log2,
+    num_programs,
+    program_id,
+    scratch,
+    unroll,
+    where,
+    zeros,
+)
+from tilewright.runtime.launch import kernel
+
+__all__ = ["LOG2E", "flash_forward"]
+
+LOG2E = math.log2(math.e)
+LN2 = math.log(2.0)
+
+
+def larger(a, b):
+    """The maximum in one instruction; b where a is NaN (a NaN score shows up in the sum)."""
+    return where(a > b, a, b)
+
+
+def column_max(s):
+    """Maximum over the eight rows of s (8, n)."""
+    m = larger(s[0:4], s[4:8])
+    m = larger(m[0:2], m[2:4])
+    return larger(m[0], m[1])
+
+
+def column_sum(s):
+    """Sum over the eight rows of s (8, n), in halves."""
+    m = s[0:4] + s[4:8]
+    m = m[0:2] + m[2:4]
+    return m[0] + m[1]
+
+
+def _block(
+    ks, vs, st, qt, ot, tops, totals, masks, b, h, g, q0, k0, tk, EDGE, CAUSAL, DP, QW, KB, T
+):
+    """One block of KB keys for one group of QW queries."""
+    before = tops[g, 0:QW]
+    top = before
+    for j in range(0, KB, 8):
+        s = dot(ks[j : j + 8, 0:DP], qt[g, 0:DP, 0:QW], zeros((8, QW), T))
+        for mask in unroll(masks):
+            bias = mask[b, h, k0 + j : k0 + j + 8, q0 : q0 + QW]
+            if mask.dtype == tl.boolean:
+                s = where(bias, s, -math.inf)
+            else:
+                s = s + bias.to(T) * LOG2E
+        if EDGE:
+            key = expand_dims(k0 + j + arange(8), 1)
+            if CAUSAL:
+                s = where(key <= expand_dims(q0 + arange(QW), 0), s, -math.inf)
+            s = where(key < tk, s, -math.inf)
+        st[j : j + 8, 0:QW] = s
+        top = larger(column_max(s), top)
+    safe = where(top == -math.inf, 0.0, top)
+    decay = exp2(before - safe)
+    total = totals[g, 0:QW] * decay
+    for j in range(0, KB, 8):
+        p = exp2(st[j : j + 8, 0:QW] - expand_dims(safe, 0))
+        st[j : j + 8, 0:QW] = p
+        total = total + column_sum(p)
+    tops[g, 0:QW] = top
+    totals[g, 0:QW] = total
+    for d in range(0, DP, 8):
+        acc = ot[g, d : d + 8, 0:QW] * expand_dims(decay, 0)
+        for j in range(0, KB, 4):
+            for u in unroll(4):
+                x = vs[j + u, d : d + 8]
+                acc = fma(expand_dims(x, 1), expand_dims(st[j + u, 0:QW], 0), acc)
+        ot[g, d : d + 8, 0:QW] = acc
+
+
+def pack_rows(x, b, h, t0, to, T, DP, ROWS):
+    """Copy ROWS rows from t0 on, widened, zeros outside, to ``to`` (ROWS, DP)."""
+    for j in range(0, ROWS, 8):
+        to[j : j + 8, 0:DP] = x[b, h, t0 + j : t0 + j + 8, 0:DP].to(T)
+
+
+@kernel
+def flash_forward(
+    q: Array,
+    k: Array,
+    v: Array,
+    masks: Arrays,
+    out: Array,
+    lse: Array,
+    scale: f32,
+    G: Const,
+    D: Const,
+    DP: Const,
+    QW: Const,
+    GROUPS: Const,
+    KB: Const,
+    CAUSAL: Const,
+    T: Const,
+):
+    """out (B, H, Tq, D), lse (B, H, Tq): one block of GROUPS x QW queries of a head per program.
+
+    Masks come as (B, H, Tk, Tq). The last block, with the most keys under a causal mask, is the
+    first program, so that short ones fill up the end.
+    """
+    first = (num_programs(0) - 1 - program_id(0)) * (QW * GROUPS)
+    h = program_id(1)
+    b = program_id(2)
+    kv = h // G
+    tq = q.shape[2]
+    tk = k.shape[2]
+    qt = scratch((GROUPS, DP, QW), T)
+    ot = scratch((GROUPS, DP, QW), T)
+    tops = scratch((GROUPS, QW), T)
+    totals = scratch((GROUPS, QW), T)
+    ks = scratch((KB, DP), T)
+    vs = scratch((KB, DP), T)
+    st = scratch((KB, QW), T)
+    for g in range(GROUPS):
+        for r in range(0, QW, 8):
+            for d in unroll(range(0, DP, 16)):
+                x = q[b, h, first + g * QW + r : first + g * QW + r + 8, d : d + 16].to(T)
+                qt[g, d : d + 16, r : r + 8] = x.T * (scale * LOG2E)
+        for d in range(DP):
+            ot[g, d, 0:QW] = zeros((QW,), T)
+        tops[g, 0:QW] = tl.full((QW,), -math.inf, T)
+        totals[g, 0:QW] = zeros((QW,), T)
+    whole = tk // KB
+    last = tk
+    if CAUSAL:
+        whole = tl.minimum(whole, (first + 1) // KB)
+        last = tl.minimum(tk, tl.minimum(first + GROUPS * QW, tq))
+    for n in range(whole):
+        k0 = n * KB
+        pack_rows(k, b, kv, k0, ks, T, DP, KB)
+        pack_rows(v, b, kv, k0, vs, T, DP, KB)
+        for g in range(GROUPS):
+            _block(
+                ks, vs, st, qt, ot, tops, totals, masks, b, h, g, first + g * QW, k0, tk,
+                False, CAUSAL, DP, QW, KB, T,
+            )  # fmt: skip
+    for k0 in range(whole * KB, last, KB):
+        pack_rows(k, b, kv, k0, ks, T, DP, KB)
+        pack_rows(v, b, kv, k0, vs, T, DP, KB)
+        start = 0
+        if CAUSAL:
+            start = tl.maximum(k0 - first, 0) // QW
+        for g in range(start, GROUPS):
+            _block(
+                ks, vs, st, qt, ot, tops, totals, masks, b, h, g, first + g * QW, k0, tk,
+                True, CAUSAL, DP, QW, KB, T,
+            )  # fmt: skip
+    for g in range(GROUPS):
+        q0 = first + g * QW
+        total = totals[g, 0:QW]
+        lse[b, h, q0 : q0 + QW] = (tops[g, 0:QW] + log2(total)) * LN2
+        totals[g, 0:QW] = where(total == 0.0, 1.0, total)
+        for r in range(0, QW, 8):
+            row = q0 + r
+            for d in unroll(range(0, D, 16)):
+                x = ot[g, d : d + 16, r : r + 8] / expand_dims(totals[g, r : r + 8], 0)
+                n = min(16, D - d)
+                out[b, h, row : row + 8, d : d + n] = x.T[0:8, 0:n]
