@@ -146,15 +146,14 @@ def cheap_nodes(order: Sequence[Node]) -> set[Node]:
     """Elementwise nodes that read no array: kernels recompute them instead of loading them."""
     cheap: set[Node] = set()
     for node in order:
-        if (
-            node.op in ("const", "scalar")
-            or (node.op == "iota" and node.value is None)
-            or (
-                (is_elementwise(node) or is_transparent(node))
-                and all(i in cheap or (i.value is not None and i.shape == ()) for i in node.inputs)
-            )
-        ):
+        if node.op in ("const", "scalar"):
             cheap.add(node)
+        elif node.value is None and (
+            node.op == "iota" or is_elementwise(node) or is_transparent(node)
+        ):
+            free = (i in cheap or (i.value is not None and i.shape == ()) for i in node.inputs)
+            if all(free):
+                cheap.add(node)
     return cheap
 
 

@@ -241,7 +241,7 @@ class _Kernel:
             if m[a] >= 0 and axis in (None, a):
                 strides[m[a]] = step
             if axis is None:
-                step *= node.shape[a]  # type: ignore[operator]
+                step *= int(node.shape[a])  # type: ignore[arg-type]
         return tuple(strides)
 
     # --- axes ------------------------------------------------------------------------------------
@@ -507,7 +507,7 @@ class _Kernel:
         where = f"{acc}i"
         before.append(f"{acc} = full(({BLOCK},), {_identity(which, kind)}, {kind})")
         before.append(f"{where} = full(({BLOCK},), 0, i64)")
-        (axis,) = [a for a in self.axes if a.reduced] or [None]
+        axis = next((a for a in self.axes if a.reduced), None)
         if axis is None:
             position = "0"
         elif self.lane_reduced:

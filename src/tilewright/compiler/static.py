@@ -346,7 +346,7 @@ class _Builder:
     # --- order -----------------------------------------------------------------------------------
 
     def _scheduled(self) -> list[_Unit]:
-        """Units such that inputs come first; earlier made nodes go first where there is a choice."""
+        """Units, inputs first; where there is a choice, what was made first."""
         units: dict[Any, _Unit] = {}
         of: dict[Node, _Unit] = {}
         for node in self.order:
@@ -500,7 +500,7 @@ class _Builder:
                 node = stack.pop()
                 if is_transparent(node) or node in self.cheap:
                     stack.extend(node.inputs)
-                elif self.group_of.get(node) is not group and not node.op == "const":
+                elif self.group_of.get(node) is not group and node.op != "const":
                     reads[node] = self._buffer(node)
         workspace = None
         wanted = split_workspace(group)
