@@ -340,7 +340,6 @@ def _calls(node: Node, inputs: Sequence[Buffer], outs: Sequence[Buffer]) -> list
     blocks = _forward_blocks(sizes.head_dim, dtype)
     consts: dict[str, Any] = {
         "G": sizes.heads // sizes.kv_heads,
-        "D": sizes.head_dim,
         "DP": _padded(sizes.head_dim),
         "CAUSAL": node.attrs["causal"],
         "T": dtype,
@@ -366,9 +365,9 @@ def _backward_blocks(head_dim: int, dtype: DType) -> dict[str, int]:
     padded = _padded(head_dim)
     if dtype is f64:
         block = 32 if padded <= 64 else 16
-        return {"KB": block, "R": block, "KW": 16}
+        return {"KB": block, "R": block, "KW": 16, "DW": 16}
     block = 64 if padded <= 64 else 32
-    return {"KB": block, "R": block, "KW": 32}
+    return {"KB": block, "R": block, "KW": 32, "DW": 16 if padded % 32 else 32}
 
 
 def _backward_calls(
@@ -389,12 +388,11 @@ def _backward_calls(
             flash_row_statistics,
             (-(-sizes.queries // 8), sizes.heads, sizes.batch),
             (out, dout, lse, dlse, stats),
-            {"D": sizes.head_dim, "T": dtype},
+            {"T": dtype},
         )
     ]
     consts: dict[str, Any] = {
         "G": sizes.heads // sizes.kv_heads,
-        "D": sizes.head_dim,
         "DP": _padded(sizes.head_dim),
         "CAUSAL": node.attrs["causal"],
         "T": dtype,
@@ -414,8 +412,8 @@ def _backward_calls(
         )
     if workspace[1:]:
         for wide, narrow in zip(sums, outs):
-            b, h, t, d = narrow.shape
-            calls.append(KernelCall(round_rows, (-(-t // 8), h, b), (wide, narrow), {"D": d}))
+            b, h, t, _ = narrow.shape
+            calls.append(KernelCall(round_rows, (-(-t // 8), h, b), (wide, narrow)))
     return calls
 
 

@@ -45,20 +45,15 @@ __all__ = ["flash_backward", "flash_row_statistics", "round_rows"]
 
 
 @kernel
-def flash_row_statistics(
-    out: Array, dout: Array, lse: Array, dlse: Arrays, stats: Array, D: Const, T: Const
-):
+def flash_row_statistics(out: Array, dout: Array, lse: Array, dlse: Arrays, stats: Array, T: Const):
     """stats (2, B, H, Tq): lse in units of log 2 (inf for rows without keys) and
     rowsum(dout * out) - dlse; eight rows per program."""
     t = program_id(0) * 8
     h = program_id(1)
     b = program_id(2)
     total = zeros((8, 16), T)
-    for d in unroll(range(0, D, 16)):
-        n = min(16, D - d)
+    for d in range(0, out.shape[3], 16):
         x = out[b, h, t : t + 8, d : d + 16].to(T) * dout[b, h, t : t + 8, d : d + 16].to(T)
-        if n < 16:
-            x = where(arange(16) < n, x, 0.0)
         total = total + x
     delta = tl.sum(total, axis=1)
     for extra in unroll(dlse):
@@ -110,29 +105,28 @@ def _transposed_product(x, y, to, DP, KB, KW, R):
 def _pack_transposed(x, b, h, t0, to, T, DP, N):
     """Rows t0 : t0 + N of x as columns of ``to`` (DP, N), widened, zeros outside."""
     for j in range(0, N, 8):
-        for d in unroll(range(0, DP, 16)):
+        for d in range(0, DP, 16):
             to[d : d + 16, j : j + 8] = x[b, h, t0 + j : t0 + j + 8, d : d + 16].to(T).T
 
 
-def _write_transposed(x, to, b, h, t0, factor, again, D, N):
+def _write_transposed(x, to, b, h, t0, factor, again, DP, N):
     """``to``[b, h, t0 : t0 + N] = factor * x^T for x (DP, N); added to what is there ``again``."""
     for j in range(0, N, 8):
-        for d in unroll(range(0, D, 16)):
-            n = min(16, D - d)
-            tile = (x[d : d + 16, j : j + 8] * factor).T[0:8, 0:n]
+        for d in range(0, DP, 16):
+            tile = (x[d : d + 16, j : j + 8] * factor).T
             if again:
-                tile = tile + to[b, h, t0 + j : t0 + j + 8, d : d + n]
-            to[b, h, t0 + j : t0 + j + 8, d : d + n] = tile
+                tile = tile + to[b, h, t0 + j : t0 + j + 8, d : d + 16]
+            to[b, h, t0 + j : t0 + j + 8, d : d + 16] = tile
 
 
 @kernel
-def round_rows(x: Array, y: Array, D: Const):
+def round_rows(x: Array, y: Array):
     """y = x, rounded to y's dtype; both (B, H, T, D), eight rows per program."""
     t = program_id(0) * 8
     h = program_id(1)
     b = program_id(2)
-    for d in unroll(range(0, D, 16)):
-        y[b, h, t : t + 8, d : d + min(16, D - d)] = x[b, h, t : t + 8, d : d + min(16, D - d)]
+    for d in range(0, x.shape[3], 16):
+        y[b, h, t : t + 8, d : d + 16] = x[b, h, t : t + 8, d : d + 16]
 
 
 @kernel
@@ -151,8 +145,8 @@ def flash_backward(
     pieces: i64,
     size: i64,
     G: Const,
-    D: Const,
     DP: Const,
+    DW: Const,
     KB: Const,
     KW: Const,
     R: Const,
@@ -183,14 +177,12 @@ def flash_backward(
     if step == 0:
         for g in range(G):
             for t in range(first_q, tq):
-                for d in unroll(range(0, D, 16)):
-                    n = min(16, D - d)
-                    dq[b, kv * G + g, t, d : d + n] = zeros((n,), T)
+                for d in range(0, DP, 16):
+                    dq[b, kv * G + g, t, d : d + 16] = zeros((16,), T)
     for k0 in range(piece * size, tk, KB):
         _pack_transposed(k, b, kv, k0, kt, T, DP, KB)
         _pack_transposed(v, b, kv, k0, vt, T, DP, KB)
-        for j in range(0, KB, 8):
-            ks[j : j + 8, 0:DP] = k[b, kv, k0 + j : k0 + j + 8, 0:DP].to(T) * scale
+        pack_rows(k, b, kv, k0, ks, scale, T, DP, KB)
         for d in range(DP):
             dkt[d, 0:KB] = zeros((KB,), T)
             dvt[d, 0:KB] = zeros((KB,), T)
@@ -200,10 +192,8 @@ def flash_backward(
         for g in range(G):
             h = kv * G + g
             for t0 in range(begin, tq, R):
-                for j in range(0, R, 8):
-                    rows = q[b, h, t0 + j : t0 + j + 8, 0:DP].to(T)
-                    qs[j : j + 8, 0:DP] = rows * (scale * LOG2E)
-                pack_rows(dout, b, h, t0, dos, T, DP, R)
+                pack_rows(q, b, h, t0, qs, scale * LOG2E, T, DP, R)
+                pack_rows(dout, b, h, t0, dos, 1.0, T, DP, R)
                 edge = k0 + KB > tk
                 if CAUSAL:
                     edge = edge or k0 + KB - 1 > t0
@@ -220,10 +210,9 @@ def flash_backward(
                 _transposed_product(dos, ps, dvt, DP, KB, KW, R)
                 _transposed_product(qs, dss, dkt, DP, KB, KW, R)
                 for r in range(0, R, 8):
-                    for d in unroll(range(0, D, 32)):
-                        n = min(32, D - d)
-                        acc = dq[b, h, t0 + r : t0 + r + 8, d : d + n]
-                        acc = dot(dss[r : r + 8, 0:KB], ks[0:KB, d : d + n], acc)
-                        dq[b, h, t0 + r : t0 + r + 8, d : d + n] = acc
-        _write_transposed(dkt, dk, b, kv, k0, LN2, step > 0, D, KB)
-        _write_transposed(dvt, dv, b, kv, k0, 1.0, step > 0, D, KB)
+                    for d in range(0, DP, DW):
+                        acc = dq[b, h, t0 + r : t0 + r + 8, d : d + DW]
+                        acc = dot(dss[r : r + 8, 0:KB], ks[0:KB, d : d + DW], acc)
+                        dq[b, h, t0 + r : t0 + r + 8, d : d + DW] = acc
+        _write_transposed(dkt, dk, b, kv, k0, LN2, step > 0, DP, KB)
+        _write_transposed(dvt, dv, b, kv, k0, 1.0, step > 0, DP, KB)

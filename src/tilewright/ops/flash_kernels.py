@@ -99,10 +99,11 @@ def _block(
         ot[g, d : d + 8, 0:QW] = acc
 
 
-def pack_rows(x, b, h, t0, to, T, DP, ROWS):
-    """Copy ROWS rows from t0 on, widened, zeros outside, to ``to`` (ROWS, DP)."""
+def pack_rows(x, b, h, t0, to, factor, T, DP, ROWS):
+    """Copy ROWS rows from t0 on, widened, zeros outside, times ``factor``, to ``to`` (ROWS, DP)."""
     for j in range(0, ROWS, 8):
-        to[j : j + 8, 0:DP] = x[b, h, t0 + j : t0 + j + 8, 0:DP].to(T)
+        for d in range(0, DP, 16):
+            to[j : j + 8, d : d + 16] = x[b, h, t0 + j : t0 + j + 8, d : d + 16].to(T) * factor
 
 
 @kernel
@@ -115,7 +116,6 @@ def flash_forward(
     lse: Array,
     scale: f32,
     G: Const,
-    D: Const,
     DP: Const,
     QW: Const,
     GROUPS: Const,
@@ -143,7 +143,7 @@ def flash_forward(
     st = scratch((KB, QW), T)
     for g in range(GROUPS):
         for r in range(0, QW, 8):
-            for d in unroll(range(0, DP, 16)):
+            for d in range(0, DP, 16):
                 x = q[b, h, first + g * QW + r : first + g * QW + r + 8, d : d + 16].to(T)
                 qt[g, d : d + 16, r : r + 8] = x.T * (scale * LOG2E)
         for d in range(DP):
@@ -157,16 +157,16 @@ def flash_forward(
         last = tl.minimum(tk, tl.minimum(first + GROUPS * QW, tq))
     for n in range(whole):
         k0 = n * KB
-        pack_rows(k, b, kv, k0, ks, T, DP, KB)
-        pack_rows(v, b, kv, k0, vs, T, DP, KB)
+        pack_rows(k, b, kv, k0, ks, 1.0, T, DP, KB)
+        pack_rows(v, b, kv, k0, vs, 1.0, T, DP, KB)
         for g in range(GROUPS):
             _block(
                 ks, vs, st, qt, ot, tops, totals, masks, b, h, g, first + g * QW, k0, tk,
                 False, CAUSAL, DP, QW, KB, T,
             )  # fmt: skip
     for k0 in range(whole * KB, last, KB):
-        pack_rows(k, b, kv, k0, ks, T, DP, KB)
-        pack_rows(v, b, kv, k0, vs, T, DP, KB)
+        pack_rows(k, b, kv, k0, ks, 1.0, T, DP, KB)
+        pack_rows(v, b, kv, k0, vs, 1.0, T, DP, KB)
         start = 0
         if CAUSAL:
             start = tl.maximum(k0 - first, 0) // QW
@@ -182,7 +182,6 @@ def flash_forward(
         totals[g, 0:QW] = where(total == 0.0, 1.0, total)
         for r in range(0, QW, 8):
             row = q0 + r
-            for d in unroll(range(0, D, 16)):
+            for d in range(0, DP, 16):
                 x = ot[g, d : d + 16, r : r + 8] / expand_dims(totals[g, r : r + 8], 0)
-                n = min(16, D - d)
-                out[b, h, row : row + 8, d : d + n] = x.T[0:8, 0:n]
+                out[b, h, row : row + 8, d : d + 16] = x.T
