@@ -1,0 +1,104 @@
+"""Sorting: kernels against NumPy for every dtype, length, layout and special value."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.ops.node_calls import LAYOUTS, check, compiled, leaf, random_values, with_threads
+
+from tilewright.dtypes import ALL, DType, boolean, f32, f64, i32
+from tilewright.errors import ShapeError
+from tilewright.ops import sorting
+
+LENGTHS = (1, 2, 17, 64, 65, 700)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(11)
+
+
+def special(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType) -> np.ndarray:
+    """Values with many duplicates; floats with NaN, infinities and both zeros."""
+    values = random_values(rng, shape, dtype)
+    if dtype.is_float:
+        some = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0], values.dtype)
+        values = np.where(rng.random(shape) < 0.6, rng.choice(some, shape), values)
+    elif dtype is not boolean:
+        values = np.where(rng.random(shape) < 0.5, values % np.array(5, values.dtype), values)
+    return values
+
+
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("descending", [False, True])
+def test_argsort(rng: np.random.Generator, dtype: DType, n: int, descending: bool) -> None:
+    x = leaf(special(rng, (3, n), dtype), dtype)
+    check(sorting.argsort(x, -1, descending))
+    check(sorting.sort(x, -1, descending))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((5, 70, 3), 1), ((70, 4), 0), ((2, 3, 9), 0), ((9,), 0)]
+)
+def test_axes_and_layouts(
+    rng: np.random.Generator, layout: str, shape: tuple[int, ...], axis: int
+) -> None:
+    x = leaf(special(rng, shape, f32), f32, layout)
+    check(sorting.argsort(x, axis, dtype=i32))
+    check(*sorting.topk(x, 2, axis))
+    check(*sorting.topk(x, 3 if shape[axis] > 3 else 2, axis, largest=False))
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3)])
+def test_empty(shape: tuple[int, ...]) -> None:
+    x = leaf(np.zeros(shape), f32)
+    check(sorting.argsort(x))
+    check(*sorting.topk(x, 0))
+
+
+def test_descending_is_stable() -> None:
+    x = leaf(np.array([1.0, 2.0, 1.0, 2.0, np.nan, np.nan]), f32)
+    np.testing.assert_array_equal(compiled(sorting.argsort(x, 0, True)), [4, 5, 1, 3, 0, 2])
+
+
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("right", [False, True])
+def test_searchsorted(rng: np.random.Generator, dtype: DType, right: bool) -> None:
+    for n, m in ((1, 5), (7, 40), (64, 3), (1000, 33)):
+        x = np.sort(special(rng, (n,), dtype))
+        values = np.concatenate([special(rng, (m,), dtype), x[:3]])
+        check(sorting.searchsorted(leaf(x, dtype), leaf(values, dtype), right))
+
+
+def test_searchsorted_shapes(rng: np.random.Generator) -> None:
+    x = np.sort(rng.standard_normal((4, 3, 50)))
+    values = rng.standard_normal((4, 3, 7))
+    for layout in LAYOUTS:
+        check(sorting.searchsorted(leaf(x, f64, layout), leaf(values, f64, layout)))
+        check(sorting.searchsorted(leaf(x[0, 0], f64, layout), leaf(values, f64, layout)))
+    check(sorting.searchsorted(leaf(x[0, 0], f64), leaf(values[0, 0, 0], f64)))
+    check(sorting.searchsorted(leaf(np.zeros(0), f64), leaf(values, f64)))
+    check(sorting.searchsorted(leaf(x[0, 0], f64), leaf(np.zeros((0, 2)), f64)))
+
+
+@pytest.mark.parametrize("shape", [(40000,), (50, 1000)])
+def test_same_order_for_any_number_of_threads(
+    rng: np.random.Generator, shape: tuple[int, ...]
+) -> None:
+    values = rng.integers(0, 500, shape)
+    node = sorting.argsort(leaf(values, i32))
+    wanted = np.argsort(values, kind="stable")
+    for n in (1, 2, 3, 4):
+        np.testing.assert_array_equal(with_threads(n, lambda: compiled(node)), wanted)
+
+
+def test_errors_name_what_does_not_fit() -> None:
+    x = leaf(np.zeros((3, 4)), f32)
+    with pytest.raises(ShapeError, match="axis 2 of f32"):
+        sorting.sort(x, 2)
+    with pytest.raises(ShapeError, match="the 5 first of 4 elements"):
+        sorting.topk(x, 5)
+    with pytest.raises(ShapeError, match="one dtype"):
+        sorting.searchsorted(x, leaf(np.zeros(3), f64))
