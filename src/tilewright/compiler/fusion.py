@@ -32,6 +32,7 @@ __all__ = [
     "partition",
     "pending",
     "reduced_axes",
+    "reduces",
 ]
 
 Map = tuple[int, ...]
@@ -132,6 +133,14 @@ def reduced_axes(node: Node) -> tuple[int, ...]:
     """The axes that a reduction runs over."""
     axis = node.attrs.get("axes", node.attrs.get("axis"))
     return (axis,) if isinstance(axis, int) else tuple(axis)
+
+
+def reduces(node: Node) -> bool:
+    """Whether the node is a reduction over more than axes of size 1."""
+    if node.op not in REDUCTIONS:
+        return False
+    shape = node.inputs[0].shape
+    return any(shape[a] != 1 for a in reduced_axes(node))
 
 
 def map_of_reduced(node: Node, full: Map) -> Map:

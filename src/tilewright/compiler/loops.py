@@ -28,6 +28,7 @@ from tilewright.compiler.fusion import (
     is_transparent,
     map_of_input,
     reduced_axes,
+    reduces,
 )
 from tilewright.compiler.source import unique_name
 from tilewright.dtypes import DType, bf16, boolean, f16, f32, i32
@@ -47,17 +48,26 @@ _WORTH = 8192  # elements that are worth handing to another thread
 _HALF = (f16, bf16)
 
 
-@dataclass(frozen=True, eq=False)
-class Scalar:
-    """A run-time number of a launch: the node that says which."""
+class _Integer(int):
+    """A stand-in for an integer that the program is handed when it runs."""
 
     node: Node
 
-    def __index__(self) -> int:
-        return 0  # a stand-in until the program is run
 
-    def __float__(self) -> float:
-        return 0.0
+class _Float(float):
+    """A stand-in for a floating-point number that the program is handed when it runs."""
+
+    node: Node
+
+
+Scalar = (_Integer, _Float)
+"""The types of run-time numbers among a launch's arguments; ``node`` says which number."""
+
+
+def _scalar(node: Node) -> _Integer | _Float:
+    made = _Float() if node.dtype.is_float else _Integer()
+    made.node = node
+    return made
 
 
 @dataclass(frozen=True)
@@ -291,7 +301,7 @@ class _Kernel:
         text, name = self._render()
         args: list[Any] = [self._bound(o) for _, o in self.operands.values()]
         args += [self._bound(o, self.split) for _, o in self.results]
-        args += [Scalar(node) for node in self.scalars]
+        args += [_scalar(node) for node in self.scalars]
         args += list(self.sizes.values())
         kept = [a for a in self.axes if not a.reduced]
         grid = self._grid(kept)
@@ -336,7 +346,7 @@ class _Kernel:
         return f"def {name}({', '.join(params)}):\n{text}", name
 
     def _is_level(self, member: Node, level: int) -> bool:
-        return member.op in REDUCTIONS and bool(self.reduced) and self._level(member) == level + 1
+        return reduces(member) and self._level(member) == level + 1
 
     def _level(self, node: Node) -> int:
         """How many reductions, one after the other, lie between the operands and ``node``."""
@@ -348,7 +358,7 @@ class _Kernel:
         found = self.levels.get(node)
         if found is None:
             found = max((self._level(i) for i in node.inputs), default=0)
-            found = self.levels[node] = found + (node.op in REDUCTIONS and bool(self.reduced))
+            found = self.levels[node] = found + reduces(node)
         return found
 
     def _program_ids(self, kept: list[_Axis]) -> list[str]:
@@ -426,7 +436,7 @@ class _Kernel:
         for k, node in enumerate(reductions):
             self._reduction(node, f"a{level}_{k}", before, after)
         for name, operand, out in stores:
-            value = self._block(self._value(out, self.group.maps[out]))
+            value = self._stored(out, operand)
             self.inner.append(f"{name}[{self._index(operand)}] = {value}")
         headers, indent = self._loops()
         if self.lane_reduced and reductions:
@@ -447,13 +457,15 @@ class _Kernel:
             m = self.group.maps[out]
             if self._in_loop(m) and not self.split:
                 continue
-            value = self._value(out, m)
-            if not self.lane_reduced:
-                value = self._block(value)
+            value = self._stored(out, operand)
             self.body.append(f"    {name}[{self._index(operand, True)}] = {value}")
 
-    def _block(self, value: str) -> str:
-        return value if value in self.blocks else f"broadcast_to({value}, ({BLOCK},))"
+    def _stored(self, out: Node, operand: _Operand) -> str:
+        """The value of ``out``, as wide as what it is stored to."""
+        value = self._value(out, self.group.maps[out])
+        if value in self.blocks or self.axes[-1] not in self._uses(operand):
+            return value
+        return f"broadcast_to({value}, ({BLOCK},))"
 
     # --- reductions ------------------------------------------------------------------------------
 

@@ -367,7 +367,7 @@ class _Builder:
             unit_or_none = of.get(node)
             if unit_or_none is None or node.op == "part":
                 continue
-            for source in self._sources(node):
+            for source in self._sources(node, looking_through=node in self.group_of):
                 before = of.get(source)
                 if before is not None and before is not unit_or_none:
                     before.users.append(unit_or_none)
@@ -388,13 +388,13 @@ class _Builder:
         assert len(done) == len(units), "groups depend on each other in a circle"
         return done
 
-    def _sources(self, node: Node) -> list[Node]:
-        """Inputs, through cheap nodes."""
+    def _sources(self, node: Node, looking_through: bool) -> list[Node]:
+        """Inputs, through cheap nodes and, for members of groups, transparent ones."""
         found: list[Node] = []
         stack = list(node.inputs)
         while stack:
             source = stack.pop()
-            if source in self.cheap:
+            if source in self.cheap or (looking_through and is_transparent(source)):
                 stack.extend(source.inputs)
             else:
                 found.append(source)
