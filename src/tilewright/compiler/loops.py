@@ -691,16 +691,22 @@ class _Kernel:
             if axis is self.axes[-1]:
                 index = f"(arange(0, {BLOCK}) + j)"
             terms.append(self._offset(index, operand.strides, axis, f"{name}_{i}"))
+        below = self._below(operand)
+        if below:
+            self.sizes[f"{name}_below"] = below
+            terms.append(f"{name}_below")
         return f"{name}[{' + '.join(terms)}]", is_block
+
+    def _below(self, operand: _Operand) -> int:
+        """How far negative strides reach before the first element."""
+        return -sum(min(s, 0) * (n - 1) for s, n in zip(operand.strides, self.domain))
 
     def _bound(self, operand: _Operand, partial: bool = False) -> Buffer:
         """The buffer with one axis per axis of the kernel that it has."""
         buffer = operand.buffer
         if not partial and self._gathers(operand):
-            reach = sum(s * (n - 1) for s, n in zip(operand.strides, self.domain))
-            if any(s < 0 for s in operand.strides):
-                raise NotImplementedError("negative strides along a narrow reduced axis")
-            return buffer.view((reach + 1,), (1,))
+            reach = sum(abs(s) * (n - 1) for s, n in zip(operand.strides, self.domain))
+            return buffer.view((reach + 1,), (1,), -self._below(operand))
         used = self._uses(operand)
         sizes = [a.size for a in used]
         if partial:
