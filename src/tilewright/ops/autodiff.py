@@ -2,39 +2,71 @@
 
 :func:`vjp` walks from outputs to inputs and asks each op's table entry for its part of the chain
 rule. What it returns is graph code like any other: it can be compiled, and differentiated again.
-Forward mode (:func:`jvp`) is reverse mode twice, since the first result is linear in the
-cotangents.
+Forward mode (:func:`jvp`) is reverse mode twice, since a vjp is linear in its cotangents.
 
-Two ops exist for the sake of differentiation: ``checkpoint`` and ``custom_gradient``. Their inputs
-begin with the results of the forward computation, their parts are these results unchanged, and only
-the gradient differs. A compiler replaces their parts by what :func:`resolve` says and need not know
-them.
+A function can have a gradient of its own (:func:`custom_gradient`), and :func:`checkpoint` is such
+a function. Its results are :class:`RuledNode`: ``stop_gradient`` to every compiler and evaluator,
+so they cost nothing; only :func:`vjp` sees the rule that they carry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from tilewright.dtypes import DType
+from tilewright.dtypes import boolean
 from tilewright.errors import ShapeError, UnsupportedError
-from tilewright.graph import Node, Shape, shape_of, topological
+from tilewright.graph import Node, const_node, shape_of
 from tilewright.ops.arithmetic import add
 from tilewright.ops.creation import zeros_like
-from tilewright.ops.table import OpDef, get, make_parts, register
+from tilewright.ops.table import get
 from tilewright.ops.views import barrier, stop_gradient
 
-__all__ = ["checkpoint", "custom_gradient", "jvp", "local_vjp", "resolve", "vjp"]
+__all__ = ["GradientRule", "RuledNode", "checkpoint", "custom_gradient", "jvp", "local_vjp", "vjp"]
 
-Function = Callable[..., Node | Sequence[Node]]
-Rule = Callable[
-    [tuple[Node, ...], tuple[Node, ...], tuple[Node | None, ...]], Sequence[Node | None]
-]
+Grads = Sequence[Node | None]
+Function = Callable[..., Any]
+"""``(*nodes) -> a node or a sequence of nodes``."""
 
 
-def vjp(
-    outputs: Sequence[Node], cotangents: Sequence[Node | None], wrt: Sequence[Node]
-) -> list[Node | None]:
+@dataclass(eq=False, frozen=True)
+class GradientRule:
+    """How several nodes together get their gradient.
+
+    Attributes:
+        results: the nodes as they were computed (each stands behind a :class:`RuledNode`).
+        sources: the nodes that get the gradient.
+        pull: ``(rule, outputs, grads) -> one node or None per source``; ``outputs`` are the results
+            as :class:`RuledNode`, ``grads`` has None for a result that got no gradient.
+    """
+
+    results: tuple[Node, ...]
+    sources: tuple[Node, ...]
+    pull: Callable[[GradientRule, tuple[Node, ...], tuple[Node | None, ...]], Grads]
+
+    def outputs(self) -> tuple[Node, ...]:
+        """The results under this rule."""
+        return tuple(RuledNode.of(self, i) for i in range(len(self.results)))
+
+
+@dataclass(eq=False, slots=True)
+class RuledNode(Node):
+    """The value of its input, with the gradient that ``rule`` gives it as result ``part``."""
+
+    rule: Any = None
+    part: int = 0
+
+    @staticmethod
+    def of(rule: GradientRule, part: int) -> RuledNode:
+        x = rule.results[part]
+        return RuledNode("stop_gradient", (x,), x.shape, x.dtype, {}, x.name, rule=rule, part=part)
+
+
+# --- the backward pass ---------------------------------------------------------------------------
+
+
+def vjp(outputs: Sequence[Node], cotangents: Grads, wrt: Sequence[Node]) -> list[Node | None]:
     """The product of ``cotangents`` with the Jacobian of ``outputs`` by each node of ``wrt``.
 
     Args:
@@ -48,32 +80,43 @@ def vjp(
     Raises :class:`ShapeError` when a cotangent does not match its output, and
     :class:`UnsupportedError` when a path to ``wrt`` leads through an op without gradient.
     """
-    return _backward(topological(outputs), outputs, cotangents, wrt)
+    return _backward(_ordered(outputs, _behind), outputs, cotangents, wrt)
 
 
-def local_vjp(
-    outputs: Sequence[Node], cotangents: Sequence[Node | None], wrt: Sequence[Node]
-) -> list[Node | None]:
-    """:func:`vjp` where no node of ``wrt`` is computed from another: nothing behind them is looked
-    at, which is what a rule that differentiates a small graph of its own wants."""
-    return _backward(_between(outputs, wrt), outputs, cotangents, wrt)
+def local_vjp(outputs: Sequence[Node], cotangents: Grads, wrt: Sequence[Node]) -> list[Node | None]:
+    """:func:`vjp` up to ``wrt``: what lies behind these nodes is not looked at.
+
+    For rules that differentiate a small graph of their own, whatever it hangs on.
+    """
+    return _backward(_ordered(outputs, _behind, wrt), outputs, cotangents, wrt)
 
 
-def _between(outputs: Sequence[Node], stops: Sequence[Node]) -> list[Node]:
-    """What ``outputs`` depend on, inputs first, up to and with ``stops``."""
+def _behind(node: Node) -> tuple[Node, ...]:
+    """The nodes to which ``node`` hands its gradient on."""
+    return node.rule.sources if isinstance(node, RuledNode) else node.inputs
+
+
+def _ordered(
+    roots: Iterable[Node],
+    behind: Callable[[Node], tuple[Node, ...]],
+    stops: Iterable[Node] = (),
+) -> list[Node]:
+    """``roots`` and everything ``behind`` them, first things first, up to and with ``stops``."""
     ends = set(stops)
     order: list[Node] = []
     done: set[Node] = set()
-    for root in outputs:
-        stack = [(root, 0)]
+    for root in roots:
+        stack = [(root, () if root in ends else behind(root), 0)]
         while stack:
-            node, i = stack.pop()
+            node, sources, i = stack.pop()
             if node in done:
                 continue
-            if i < len(node.inputs) and node not in ends:
-                stack.append((node, i + 1))
-                if node.inputs[i] not in done:
-                    stack.append((node.inputs[i], 0))
+            while i < len(sources) and sources[i] in done:
+                i += 1
+            if i < len(sources):
+                source = sources[i]
+                stack.append((node, sources, i + 1))
+                stack.append((source, () if source in ends else behind(source), 0))
                 continue
             done.add(node)
             order.append(node)
@@ -81,30 +124,51 @@ def _between(outputs: Sequence[Node], stops: Sequence[Node]) -> list[Node]:
 
 
 def _backward(
-    order: Sequence[Node],
-    outputs: Sequence[Node],
-    cotangents: Sequence[Node | None],
-    wrt: Sequence[Node],
+    order: Sequence[Node], outputs: Sequence[Node], cotangents: Grads, wrt: Sequence[Node]
 ) -> list[Node | None]:
     reaches = _reaching(order, set(wrt))
     grads: dict[Node, Node] = {}
-    parts: dict[Node, dict[int, Node]] = {}  # by op with several results: its parts' gradients
+    parts: dict[Any, dict[int, Node]] = {}  # of ops and rules with several results
+    left: dict[Any, int] = {}  # results of a rule whose gradient is still to come
+    for node in order:
+        if isinstance(node, RuledNode) and node in reaches:
+            left[node.rule] = left.get(node.rule, 0) + 1
     for output, cotangent in zip(outputs, cotangents, strict=True):
         if cotangent is not None:
             _check_cotangent(output, cotangent)
             if output in reaches:
                 _accumulate(grads, output, cotangent)
     for node in reversed(order):
-        if node not in reaches or (node not in grads and node not in parts):
+        if node not in reaches:
             continue
-        if node.op == "part":
-            parts.setdefault(node.inputs[0], {})[node.attrs["index"]] = grads[node]
+        g = grads.get(node)
+        found: Grads
+        if isinstance(node, RuledNode):
+            rule = node.rule
+            left[rule] -= 1
+            if g is not None:
+                earlier = parts.setdefault(rule, {})
+                before = earlier.get(node.part)
+                earlier[node.part] = g if before is None else add(before, g)
+            if left[rule] or rule not in parts:
+                continue
+            given = tuple(parts[rule].get(i) for i in range(len(rule.results)))
+            found = rule.pull(rule, rule.outputs(), given)
+        elif node.op == "part":
+            if g is not None:
+                parts.setdefault(node.inputs[0], {})[node.attrs["index"]] = g
             continue
-        if not any(x in reaches for x in node.inputs):
+        elif node in parts:
+            found = _of_parts(node, parts[node])
+        elif g is not None and any(x in reaches for x in node.inputs):
+            found = _rule_of(node)(node, g)
+        else:
             continue
-        for x, g in zip(node.inputs, _pull_back(node, grads, parts), strict=True):
-            if g is not None and x in reaches:
-                _accumulate(grads, x, g)
+        for i, (x, gx) in enumerate(zip(_behind(node), found, strict=True)):
+            if gx is not None and x in reaches:
+                if gx.shape != x.shape or gx.dtype is not x.dtype:
+                    _refuse_gradient(node, i, x, gx)
+                _accumulate(grads, x, gx)
     return [grads.get(x) for x in wrt]
 
 
@@ -112,14 +176,33 @@ def _reaching(order: Sequence[Node], wrt: set[Node]) -> set[Node]:
     """The nodes of ``order`` through which a gradient flows to ``wrt``."""
     found: set[Node] = set()
     for node in order:
-        flows = node in wrt or any(x in found for x in node.inputs)
-        if flows and (node.dtype.is_float or _several(node)):
+        flows = node in wrt or any(x in found for x in _behind(node))
+        if flows and (node.dtype.is_float or _has_parts(node)):
             found.add(node)
     return found
 
 
-def _several(node: Node) -> bool:
+def _has_parts(node: Node) -> bool:
     return not node.is_leaf and node.op != "part" and get(node.op).infer_parts is not None
+
+
+def _rule_of(node: Node) -> Callable[[Node, Any], Grads]:
+    rule = get(node.op).gradient
+    if rule is None:
+        label = f" {node.name!r}" if node.name else ""
+        raise UnsupportedError(
+            f"the op {node.op!r}{label} has no gradient, and the result depends through it on "
+            "what is differentiated: put stop_gradient around it if it is meant to be a constant, "
+            "or give it a rule with custom_gradient"
+        )
+    return rule
+
+
+def _of_parts(node: Node, found: Mapping[int, Node]) -> Grads:
+    infer = get(node.op).infer_parts
+    assert infer is not None
+    count = len(infer(node.inputs, node.attrs))
+    return _rule_of(node)(node, tuple(found.get(i) for i in range(count)))
 
 
 def _check_cotangent(output: Node, cotangent: Node) -> None:
@@ -130,206 +213,128 @@ def _check_cotangent(output: Node, cotangent: Node) -> None:
         )
 
 
+def _refuse_gradient(node: Node, i: int, x: Node, g: Node) -> None:
+    raise ShapeError(
+        f"the gradient rule of {node.op!r} gave {g.dtype}{shape_of(g.shape)} for input {i}, "
+        f"which is {x.dtype}{shape_of(x.shape)}"
+    )
+
+
 def _accumulate(grads: dict[Node, Node], node: Node, grad: Node) -> None:
     grads[node] = add(grads[node], grad) if node in grads else grad
 
 
-def _pull_back(
-    node: Node, grads: Mapping[Node, Node], parts: Mapping[Node, Mapping[int, Node]]
-) -> Sequence[Node | None]:
-    """What ``node``'s table entry makes of its gradient, checked."""
-    entry = get(node.op)
-    if entry.gradient is None:
-        label = f" {node.name!r}" if node.name else ""
-        raise UnsupportedError(
-            f"the op {node.op!r}{label} has no gradient, and the result depends through it on "
-            "what is differentiated: put stop_gradient around it if it is meant to be a constant, "
-            "or give it a rule with custom_gradient"
-        )
-    if node in parts:
-        assert entry.infer_parts is not None
-        count = len(entry.infer_parts(node.inputs, node.attrs))
-        found = entry.gradient(node, tuple(parts[node].get(i) for i in range(count)))
-    else:
-        found = entry.gradient(node, grads[node])
-    for i, (x, g) in enumerate(zip(node.inputs, found, strict=True)):
-        if g is not None and (g.shape != x.shape or g.dtype is not x.dtype):
-            raise ShapeError(
-                f"the gradient rule of {node.op!r} gave {g.dtype}{shape_of(g.shape)} for input {i},"
-                f" which is {x.dtype}{shape_of(x.shape)}"
-            )
-    return found
-
-
-def jvp(
-    outputs: Sequence[Node], wrt: Sequence[Node], tangents: Sequence[Node | None]
-) -> list[Node]:
+def jvp(outputs: Sequence[Node], wrt: Sequence[Node], tangents: Grads) -> list[Node]:
     """The Jacobian of ``outputs`` by ``wrt`` times ``tangents`` (forward mode).
 
     ``tangents`` are of the shapes and dtypes of ``wrt``; None is zero. The result has a node of its
-    shape and dtype per output. The vjp is linear in its cotangents, so its own vjp is the jvp
+    shape and dtype per output. A vjp is linear in its cotangents, so its own vjp is the jvp
     (Townsend 2017, "A new trick for calculating Jacobian vector products").
     """
     dummies = [stop_gradient(zeros_like(y)) for y in outputs]
     pulled = vjp(outputs, dummies, wrt)
-    kept = [
-        (g, t) for g, t in zip(pulled, tangents, strict=True) if g is not None and t is not None
-    ]
+    pairs = zip(pulled, tangents, strict=True)
+    kept = [(g, t) for g, t in pairs if g is not None and t is not None]
     pushed = vjp([g for g, _ in kept], [t for _, t in kept], dummies)
     return [zeros_like(y) if t is None else t for y, t in zip(outputs, pushed)]
 
 
-# --- results with a gradient of their own --------------------------------------------------------
+# --- gradients of one's own ----------------------------------------------------------------------
 
 
-def _forward_parts(
-    inputs: Sequence[Node], attrs: Mapping[str, Any]
-) -> Sequence[tuple[Shape, DType]]:
-    return [(x.shape, x.dtype) for x in inputs[: attrs["outputs"]]]
-
-
-def _no_single_result(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:
-    raise ShapeError("has several results: use make_parts")
-
-
-def _register(name: str, gradient: Callable[[Node, Any], Sequence[Node | None]]) -> None:
-    register(
-        OpDef(
-            name,
-            _no_single_result,
-            lambda *arrays, outputs, **attrs: tuple(arrays[:outputs]),
-            infer_parts=_forward_parts,
-            gradient=gradient,
-        )
-    )
-
-
-def resolve(node: Node) -> Node:
-    """``node``, or the node whose value it has if it is there for differentiation only."""
-    while True:
-        if node.op == "part" and node.inputs[0].op in ("checkpoint", "custom_gradient"):
-            node = node.inputs[0].inputs[node.attrs["index"]]
-        elif node.op == "stop_gradient":
-            node = node.inputs[0]
-        else:
-            return node
-
-
-def _wrapped(fn: Function, inputs: Sequence[Node], wrap: Callable[[list[Node]], Any]) -> Any:
-    """``fn(*inputs)`` with its results replaced by what ``wrap`` makes of them."""
-    result = fn(*inputs)
-    single = isinstance(result, Node)
-    parts = wrap([result] if isinstance(result, Node) else list(result))
-    return parts[0] if single else tuple(parts)
-
-
-def custom_gradient(fn: Function, rule: Rule) -> Function:
+def custom_gradient(fn: Function, rule: Callable[..., Grads]) -> Function:
     """``fn`` with a gradient rule of its own.
 
     Args:
         fn: ``(*nodes) -> node or nodes``. What it closes over is constant to differentiation.
         rule: ``(inputs, outputs, grads) -> one node or None per input``; each argument is a
-            tuple, ``grads`` with None for outputs that got no gradient.
+            tuple, ``grads`` with None for outputs that got no gradient. For second derivatives the
+            rule itself is differentiated.
     """
 
+    def pull(
+        self: GradientRule, outputs: tuple[Node, ...], grads: tuple[Node | None, ...]
+    ) -> Grads:
+        return rule(self.sources, outputs, grads)
+
     def call(*inputs: Node) -> Any:
-        return _wrapped(
-            fn,
-            inputs,
-            lambda outs: make_parts(
-                "custom_gradient", *outs, *inputs, outputs=len(outs), rule=rule
-            ),
-        )
+        return _ruled(fn(*inputs), inputs, pull)
 
     return call
 
 
-def _custom_gradient(node: Node, grads: tuple[Node | None, ...]) -> list[Node | None]:
-    count = node.attrs["outputs"]
-    outs = tuple(
-        Node("part", (node,), y.shape, y.dtype, {"index": i})
-        for i, y in enumerate(node.inputs[:count])
-    )
-    found = node.attrs["rule"](node.inputs[count:], outs, grads)
-    return [*(None for _ in outs), *found]
-
-
-_register("custom_gradient", _custom_gradient)
+def _ruled(result: Any, sources: Sequence[Node], pull: Any) -> Any:
+    """``result`` (a node or several) under a rule."""
+    if isinstance(result, Node):
+        return RuledNode.of(GradientRule((result,), tuple(sources), pull), 0)
+    return GradientRule(tuple(result), tuple(sources), pull).outputs()
 
 
 # --- rematerialisation ---------------------------------------------------------------------------
-
-SMALL: Final = 64  # bytes: a leaf up to here (a random key) is not worth keeping results for
 
 
 def checkpoint(fn: Function) -> Function:
     """``fn``, computed a second time for its gradient instead of keeping what is in between.
 
-    The forward pass keeps only the arguments and what ``fn`` closes over (Chen et al. 2016). The
-    second computation starts from barriers behind the gradient that has arrived, so it happens
-    when it is needed and is never merged with the first. What depends on no array at all (masks of
-    indices, random numbers from a key) is computed again too.
+    The forward pass keeps only the arguments and what ``fn`` closes over (Chen et al. 2016); both
+    get their gradients. The second computation starts from barriers behind the gradient that has
+    arrived, so it happens when it is needed and is never taken for the first.
     """
 
     def call(*inputs: Node) -> Any:
+        start = const_node(0, boolean).index
         entries = [barrier(x) for x in inputs]
-        return _wrapped(fn, entries, lambda outs: _checkpointed(outs, entries))
+        result = fn(*entries)
+        results = [result] if isinstance(result, Node) else list(result)
+        return _ruled(result, _sources(results, entries, start), _recomputed)
 
     return call
 
 
-def _checkpointed(outs: list[Node], entries: list[Node]) -> tuple[Node, ...]:
-    """``outs`` as parts of an op that remembers where their computation begins."""
-    again: set[Node] = set()  # what to compute a second time: it depends on an entry
-    generated: set[Node] = set()  # or on no array
-    order = _between(outs, entries)
-    for node in order:
-        if any(x in again or x in entries for x in node.inputs):
-            again.add(node)
-        elif _is_small(node) or (not node.is_leaf and all(x in generated for x in node.inputs)):
-            generated.add(node)
-    sources = list(entries)
-    seen = set(entries)
-    stack = [x for x in outs if x not in seen]
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node in again or (node in generated and not node.is_leaf):
-            stack.extend(node.inputs)
-        elif node.op not in ("const", "scalar"):
-            sources.append(node)
-    return make_parts("checkpoint", *outs, *sources, outputs=len(outs))
+def _everything(node: Node) -> tuple[Node, ...]:
+    """What ``node`` is computed from, and what its gradient is."""
+    if isinstance(node, RuledNode):
+        return (*node.inputs, *node.rule.results, *node.rule.sources)
+    return node.inputs
 
 
-def _is_small(node: Node) -> bool:
-    if node.op == "data":
-        return bool(node.value.nbytes <= SMALL)
-    return node.op in ("const", "scalar")
+def _sources(results: Sequence[Node], entries: Sequence[Node], start: int) -> list[Node]:
+    """``entries``, and the nodes older than ``start`` that ``results`` were made from since."""
+    older: list[Node] = []
+
+    def behind(node: Node) -> tuple[Node, ...]:
+        if node.index >= start:
+            return _everything(node)
+        if node.op not in ("const", "scalar", "iota"):
+            older.append(node)
+        return ()
+
+    _ordered(results, behind, entries)
+    return [*entries, *dict.fromkeys(older)]
 
 
-def _checkpoint_gradient(node: Node, grads: tuple[Node | None, ...]) -> list[Node | None]:
-    count = node.attrs["outputs"]
-    outs, sources = node.inputs[:count], node.inputs[count:]
+def _recomputed(
+    rule: GradientRule, outputs: tuple[Node, ...], grads: tuple[Node | None, ...]
+) -> Grads:
+    """The gradient by a copy of everything between the rule's sources and its results."""
     arrived = [g for g in grads if g is not None]
-    new = {x: barrier(x, *arrived) for x in sources}
-    starts = [new[x] for x in sources]
-    for old in _between(outs, sources):
-        if old not in new:
-            new[old] = (
-                old
-                if old.is_leaf
-                else Node(
-                    old.op,
-                    tuple(new[x] for x in old.inputs),
-                    old.shape,
-                    old.dtype,
-                    old.attrs,
-                    old.name,
-                )
-            )
-    return [*(None for _ in outs), *local_vjp([new[y] for y in outs], grads, starts)]
+    new = {x: barrier(x, *arrived) for x in rule.sources}
+    starts = list(new.values())
+    rules: dict[GradientRule, GradientRule] = {}
+    for node in _ordered(rule.results, _everything, rule.sources):
+        if node not in new:
+            new[node] = _copied(node, new, rules)
+    return local_vjp([new[y] for y in rule.results], grads, starts)
 
 
-_register("checkpoint", _checkpoint_gradient)
+def _copied(node: Node, new: Mapping[Node, Node], rules: dict[GradientRule, GradientRule]) -> Node:
+    if node.is_leaf or not node.inputs:
+        return node
+    if isinstance(node, RuledNode):
+        old = node.rule
+        if old not in rules:
+            results, sources = (tuple(new[x] for x in xs) for xs in (old.results, old.sources))
+            rules[old] = GradientRule(results, sources, old.pull)
+        return RuledNode.of(rules[old], node.part)
+    inputs = tuple(new[x] for x in node.inputs)
+    return Node(node.op, inputs, node.shape, node.dtype, node.attrs, node.name)
