@@ -19,7 +19,6 @@ from tilewright.errors import (
 if TYPE_CHECKING:
     from tilewright import lang, tokenizers
     from tilewright.generate.model import Generation, Model, load
-    from tilewright.ops.matmul import matmul
     from tilewright.runtime.launch import Kernel, kernel
 
 __version__ = "0.1.0"
@@ -50,7 +49,6 @@ _LAZY = {
     "Generation": "tilewright.generate.model",
     "Model": "tilewright.generate.model",
     "load": "tilewright.generate.model",
-    "matmul": "tilewright.ops.matmul",
     "Kernel": "tilewright.runtime.launch",
     "kernel": "tilewright.runtime.launch",
     "lang": "",
@@ -59,10 +57,13 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'tilewright' has no attribute {name!r}")
     import importlib
 
+    if name not in _LAZY:
+        # tensors and the functions of the Array API standard
+        value = importlib.import_module("tilewright.tensor.api").lookup(name)
+        globals()[name] = value
+        return value
     module = importlib.import_module(_LAZY[name] or f"tilewright.{name}")
     value = getattr(module, name) if _LAZY[name] else module
     globals()[name] = value
@@ -70,4 +71,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    from tilewright.tensor.api import names
+
+    return sorted({*__all__, *names()})

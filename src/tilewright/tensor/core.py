@@ -1,0 +1,630 @@
+"""``Tensor``: a lazy value over the graph.
+
+A tensor is a node of a graph with a shape and a dtype. Operations build nodes; a value is computed
+when it is asked for (:meth:`Tensor.realize`, ``item``, ``numpy``, printing). Tensors behave as
+values: an in-place operator or :meth:`Tensor.assign` gives *this* tensor another node, and what was
+computed from the old one keeps the old value.
+
+A tensor *tracks* gradients when the user asked for them (a leaf) or when it was computed from one
+that does (then its node keeps its history when it is realised).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, Final, cast
+
+import numpy as np
+
+from tilewright.compiler.realize import realize as realize_nodes
+from tilewright.dtypes import DType
+from tilewright.errors import DTypeError, ShapeError
+from tilewright.graph import Node, data_node, scalar_node
+from tilewright.ops import elementwise as ew
+from tilewright.ops import views
+from tilewright.runtime.buffers import Buffer
+from tilewright.tensor.memory import array_of
+from tilewright.tensor.methods import Methods
+from tilewright.tensor.modes import mode, trace_error
+from tilewright.tensor.promotion import DEFAULT_FLOAT, promoted, scalar_dtype
+
+__all__ = [
+    "DERIVED",
+    "LEAF",
+    "PLAIN",
+    "VARIABLE",
+    "Tensor",
+    "apply",
+    "binary",
+    "cast_node",
+    "fresh",
+    "own",
+    "realize",
+    "source",
+    "wrap",
+]
+
+PLAIN: Final = 0  # tracks no gradient
+LEAF: Final = 1  # the user asked for its gradient
+DERIVED: Final = 2  # computed from one that tracks
+VARIABLE: Final = 3  # what a transformation such as grad() differentiates by
+
+Build = Callable[[Node, Node], Node]
+
+
+class Tensor(Methods):
+    """An array of one dtype, computed when needed.
+
+    ``Tensor(data, dtype=None, requires_grad=False)`` takes numbers, nested sequences, arrays and
+    tensors (as :func:`tilewright.asarray` does).
+
+    Attributes:
+        grad: where :meth:`backward` of a loss leaves the gradient (it adds to what is there).
+        node: the graph node (for the rooms that build on tensors).
+    """
+
+    __slots__ = ("__weakref__", "_tracks", "grad", "node")
+
+    __array_ufunc__ = None  # NumPy arrays leave mixed operators to this class, which refuses them
+
+    def __init__(self, data: Any, dtype: Any = None, requires_grad: bool = False) -> None:
+        self._tracks = PLAIN
+        self.grad: Tensor | None = None
+        if isinstance(data, Node):
+            self.node: Node = data
+            if data.op == "data" and data.owner is None:
+                data.owner = weakref.ref(self)
+            return
+        from tilewright.tensor.creation import asarray
+
+        self.node = asarray(data, dtype=dtype, copy=True).node
+        own(self.node, self)
+        if requires_grad:
+            self.requires_grad = True
+
+    # what it is
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes."""
+        return self.node.shape  # type: ignore[return-value]
+
+    @property
+    def dtype(self) -> DType:
+        """Element type."""
+        return self.node.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.node.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        count = 1
+        for n in self.shape:
+            count *= n
+        return count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements."""
+        return self.size * self.node.dtype.nbytes
+
+    @property
+    def device(self) -> str:
+        """Where the memory is: ``"cpu"``."""
+        return "cpu"
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Distances between neighbours along each axis, in elements; realises the tensor."""
+        return self.buffer("strides").strides
+
+    @property
+    def T(self) -> Tensor:
+        """The transpose of a matrix; :class:`ShapeError` unless there are two axes."""
+        if self.ndim != 2:
+            raise ShapeError(f"T is the transpose of a matrix, the tensor has shape {self.shape}: "
+                             "use mT for stacks of matrices, or permute_dims()")
+        return self.mT
+
+    @property
+    def mT(self) -> Tensor:
+        """The last two axes exchanged."""
+        n = self.ndim
+        if n < 2:
+            raise ShapeError(f"mT exchanges the last two axes, the tensor has shape {self.shape}")
+        return apply(views.permute, self, axes=(*range(n - 2), n - 1, n - 2))
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether gradients are tracked; setting it makes the tensor a leaf of the history."""
+        return self._tracks != PLAIN
+
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool) -> None:
+        if self._tracks >= DERIVED:
+            if not wanted:
+                raise DTypeError("requires_grad of a computed tensor cannot be taken back: "
+                                 "use detach()")
+            return
+        if wanted and not self.node.dtype.is_float:
+            raise DTypeError(f"only floating-point tensors have gradients, this one is {self.dtype}")
+        if wanted and self._tracks == PLAIN:
+            # a node of its own: what was computed from the old one before does not depend on this
+            self.node = fresh(self.node)
+            own(self.node, self)
+        self._tracks = LEAF if wanted else PLAIN
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether it was not computed from tensors that track gradients."""
+        return self._tracks < DERIVED
+
+    # values
+
+    def realize(self) -> Tensor:
+        """Compute the value, unless it is known; returns the tensor itself."""
+        if self.node.op != "data" and self.node.value is None:
+            realize(self)
+        return self
+
+    def buffer(self, what: str = "a buffer") -> Buffer:
+        """The memory that holds the value; ``what`` names the asker in a :class:`TraceError`."""
+        if mode.trace is not None:
+            raise trace_error(what, self)
+        if self.node.value is None:
+            realize(self)
+        return cast(Buffer, self.node.value)
+
+    def numpy(self) -> np.ndarray:
+        """The value as a read-only ndarray over the same memory (bf16: a float32 copy)."""
+        return array_of(self.buffer("numpy()"))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = array_of(self.buffer("a conversion to a NumPy array"))
+        if dtype is not None and array.dtype != np.dtype(dtype):
+            if copy is False:
+                raise ValueError(f"a {self.dtype} tensor as {np.dtype(dtype)} needs a copy")
+            return array.astype(dtype)
+        return array.copy() if copy else array
+
+    def item(self) -> bool | int | float:
+        """The value of a tensor of one element, as a Python number."""
+        if self.size != 1:
+            raise ShapeError(f"item() wants one element, the tensor has shape {self.shape}")
+        return array_of(self.buffer("item()")).item()
+
+    def tolist(self) -> Any:
+        """The value as (nested) lists of Python numbers; a number if 0-d."""
+        return array_of(self.buffer("tolist()")).tolist()
+
+    def __bool__(self) -> bool:
+        return bool(self._number("bool()"))
+
+    def __int__(self) -> int:
+        return int(self._number("int()"))
+
+    def __float__(self) -> float:
+        return float(self._number("float()"))
+
+    def __complex__(self) -> complex:
+        return complex(self._number("complex()"))
+
+    def __index__(self) -> int:
+        if not self.dtype.is_integer:
+            raise DTypeError(f"an index is an integer, this tensor is {self.dtype}")
+        return int(self._number("an index"))
+
+    def _number(self, what: str) -> bool | int | float:
+        if self.node.shape:
+            raise DTypeError(f"{what} wants a tensor without axes, this one has shape {self.shape}: "
+                             "use item() for one element, any() or all() for a truth")
+        return array_of(self.buffer(what)).item()
+
+    def __repr__(self) -> str:
+        from tilewright.tensor.printing import text_of
+
+        return text_of(self)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec and self.ndim == 0 else format(repr(self), spec)
+
+    def __len__(self) -> int:
+        if not self.node.shape:
+            raise DTypeError("a tensor without axes has no length")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if not self.node.shape:
+            raise DTypeError("a tensor without axes cannot be iterated over")
+        return iter([self[i] for i in range(self.shape[0])])
+
+    def __contains__(self, value: Any) -> bool:
+        return bool((self == value).any())
+
+    def __copy__(self) -> Tensor:
+        copied = Tensor(fresh(self.node))
+        copied._tracks = self._tracks
+        own(copied.node, copied)
+        return copied
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        copied = self.__copy__()
+        if self._tracks >= DERIVED:
+            copied = self.detach()
+        copied.grad = None if self.grad is None else self.grad.__copy__()
+        return copied
+
+    def __reduce__(self) -> Any:
+        array = self.buffer("pickling").numpy()
+        return _rebuild, (np.ascontiguousarray(array).reshape(self.shape), self.dtype.name,
+                          self._tracks == LEAF)
+
+    # state
+
+    def assign(self, value: Any) -> Tensor:
+        """Give this tensor the value of ``value`` (same shape; cast to this dtype); returns self.
+
+        What was computed from the old value keeps it. The new value has no history: a leaf stays a
+        leaf, and state carried from step to step does not grow a graph.
+        """
+        value = value if isinstance(value, Tensor) else Tensor(value)
+        if value.shape != self.shape:
+            raise ShapeError(f"assign: the tensor has shape {self.shape}, the value {value.shape}")
+        node = value.node
+        if node.dtype is not self.node.dtype:
+            node = cast_node(node, self.node.dtype)
+        if value._tracks:
+            node = views.stop_gradient(node)
+        if node is value.node:
+            node = fresh(node)
+        self._rebind(node, LEAF if self._tracks == LEAF else PLAIN)
+        return self
+
+    def _rebind(self, node: Node, tracks: int) -> None:
+        old, self.node, self._tracks = self.node, node, tracks
+        own(node, self)
+        if mode.trace is not None:
+            mode.trace.record_assign(self, old, node)
+
+    def _in_place(self, result: Any) -> Any:
+        """What an in-place operator leaves: this tensor with another value."""
+        if result is NotImplemented:
+            return result
+        if result.shape != self.shape:
+            raise ShapeError(
+                f"in place: a result of shape {result.shape} does not fit {self.shape}"
+            )
+        if self._tracks == LEAF:
+            if result._tracks:
+                raise DTypeError(
+                    "a tensor that requires_grad is changed in place, which would be part of its "
+                    "own history: use assign(), or do it under tilewright.no_grad()"
+                )
+            return self.assign(result)
+        node = result.node
+        if node.dtype is not self.node.dtype:
+            if not _same_kind(node.dtype, self.node.dtype):
+                raise DTypeError(f"in place: a result of {node.dtype} does not fit {self.dtype}")
+            node = cast_node(node, self.node.dtype)
+        self._rebind(node, result._tracks)
+        return self
+
+    def detach(self) -> Tensor:
+        """The same value without history."""
+        node = self.node
+        if node.value is not None:
+            plain = Tensor(fresh(node))
+            own(plain.node, plain)
+            return plain
+        return Tensor(views.stop_gradient(node) if self._tracks else node)
+
+    def backward(self, cotangent: Tensor | None = None, *, retain_graph: bool = False) -> None:
+        """Add the gradients of this tensor to ``grad`` of every leaf it was computed from.
+
+        Computes this tensor and all gradients in one program.
+
+        Args:
+            cotangent: what to multiply the Jacobian with, of this tensor's shape; default 1, which
+                wants a tensor of one element.
+            retain_graph: keep the history, so that ``backward`` can be called again.
+        """
+        from tilewright.tensor.autograd import backward
+
+        backward([self], [cotangent], retain_graph=retain_graph)
+
+    # operators
+
+    def __add__(self, other: Any) -> Tensor:
+        return binary(ew.add, self, other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return binary(ew.add, self, other, swap=True)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return binary(ew.sub, self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return binary(ew.sub, self, other, swap=True)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return binary(ew.mul, self, other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return binary(ew.mul, self, other, swap=True)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return binary(ew.div, self, other, floating=True)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return binary(ew.div, self, other, swap=True, floating=True)
+
+    def __floordiv__(self, other: Any) -> Tensor:
+        return binary(ew.floor_divide, self, other)
+
+    def __rfloordiv__(self, other: Any) -> Tensor:
+        return binary(ew.floor_divide, self, other, swap=True)
+
+    def __mod__(self, other: Any) -> Tensor:
+        return binary(ew.remainder, self, other)
+
+    def __rmod__(self, other: Any) -> Tensor:
+        return binary(ew.remainder, self, other, swap=True)
+
+    def __pow__(self, other: Any) -> Tensor:
+        if other.__class__ is int and other == 2 and self.node.dtype.kind != "b":
+            return apply(ew.square, self)  # the same bits as pow, without a logarithm
+        return binary(ew.pow, self, other)
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return binary(ew.pow, self, other, swap=True)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        if not isinstance(other, Tensor):
+            return NotImplemented
+        from tilewright.tensor.linalg import matmul
+
+        return matmul(self, other)
+
+    def __and__(self, other: Any) -> Tensor:
+        return binary(ew.bitwise_and, self, other)
+
+    def __rand__(self, other: Any) -> Tensor:
+        return binary(ew.bitwise_and, self, other, swap=True)
+
+    def __or__(self, other: Any) -> Tensor:
+        return binary(ew.bitwise_or, self, other)
+
+    def __ror__(self, other: Any) -> Tensor:
+        return binary(ew.bitwise_or, self, other, swap=True)
+
+    def __xor__(self, other: Any) -> Tensor:
+        return binary(ew.bitwise_xor, self, other)
+
+    def __rxor__(self, other: Any) -> Tensor:
+        return binary(ew.bitwise_xor, self, other, swap=True)
+
+    def __lshift__(self, other: Any) -> Tensor:
+        return binary(ew.shift_left, self, other)
+
+    def __rlshift__(self, other: Any) -> Tensor:
+        return binary(ew.shift_left, self, other, swap=True)
+
+    def __rshift__(self, other: Any) -> Tensor:
+        return binary(ew.shift_right, self, other)
+
+    def __rrshift__(self, other: Any) -> Tensor:
+        return binary(ew.shift_right, self, other, swap=True)
+
+    def __eq__(self, other: object) -> Tensor:  # type: ignore[override]
+        return binary(ew.eq, self, other)
+
+    def __ne__(self, other: object) -> Tensor:  # type: ignore[override]
+        return binary(ew.ne, self, other)
+
+    def __lt__(self, other: Any) -> Tensor:
+        return binary(ew.lt, self, other)
+
+    def __le__(self, other: Any) -> Tensor:
+        return binary(ew.le, self, other)
+
+    def __gt__(self, other: Any) -> Tensor:
+        return binary(ew.gt, self, other)
+
+    def __ge__(self, other: Any) -> Tensor:
+        return binary(ew.ge, self, other)
+
+    __hash__ = object.__hash__
+
+    def __neg__(self) -> Tensor:
+        return apply(ew.neg, self)
+
+    def __pos__(self) -> Tensor:
+        return apply(_same, self)
+
+    def __abs__(self) -> Tensor:
+        return apply(ew.abs, self)
+
+    def __invert__(self) -> Tensor:
+        return apply(ew.bitwise_invert, self)
+
+    def __iadd__(self, other: Any) -> Tensor:
+        return self._in_place(self + other)
+
+    def __isub__(self, other: Any) -> Tensor:
+        return self._in_place(self - other)
+
+    def __imul__(self, other: Any) -> Tensor:
+        return self._in_place(self * other)
+
+    def __itruediv__(self, other: Any) -> Tensor:
+        return self._in_place(self / other)
+
+    def __ifloordiv__(self, other: Any) -> Tensor:
+        return self._in_place(self // other)
+
+    def __imod__(self, other: Any) -> Tensor:
+        return self._in_place(self % other)
+
+    def __ipow__(self, other: Any) -> Tensor:
+        return self._in_place(self**other)
+
+    def __imatmul__(self, other: Any) -> Tensor:
+        return self._in_place(self @ other)
+
+    def __iand__(self, other: Any) -> Tensor:
+        return self._in_place(self & other)
+
+    def __ior__(self, other: Any) -> Tensor:
+        return self._in_place(self | other)
+
+    def __ixor__(self, other: Any) -> Tensor:
+        return self._in_place(self ^ other)
+
+    def __ilshift__(self, other: Any) -> Tensor:
+        return self._in_place(self << other)
+
+    def __irshift__(self, other: Any) -> Tensor:
+        return self._in_place(self >> other)
+
+
+# building
+
+
+def binary(
+    build: Build, a: Tensor, b: Any, *, swap: bool = False, floating: bool = False
+) -> Tensor:
+    """``build`` of ``a`` and a tensor or Python number ``b``, promoted to a common dtype.
+
+    ``swap`` exchanges the operands; ``floating`` turns integers into the default float first.
+    """
+    x = a.node
+    tracks = a._tracks
+    if b.__class__ is Tensor or isinstance(b, Tensor):
+        y = b.node
+        tracks |= b._tracks
+        if tracks:
+            x, y = source(a), source(b)
+        if x.dtype is not y.dtype:
+            dtype = promoted(x.dtype, y.dtype)
+            if x.dtype is not dtype:
+                x = cast_node(x, dtype)
+            if y.dtype is not dtype:
+                y = cast_node(y, dtype)
+    else:
+        if not isinstance(b, (bool, int, float)):
+            if not isinstance(b, np.generic):
+                return NotImplemented
+            b = b.item()
+        if tracks:
+            x = source(a)
+        dtype = scalar_dtype(b, x.dtype)
+        if x.dtype is not dtype:
+            x = cast_node(x, dtype)
+        y = scalar_node(b, dtype)
+    if floating and x.dtype.kind != "f":
+        x, y = cast_node(x, DEFAULT_FLOAT), cast_node(y, DEFAULT_FLOAT)
+    node = build(y, x) if swap else build(x, y)
+    result = Tensor(node)
+    if tracks and mode.grad and node.dtype.kind == "f":
+        _derive(result, node)
+    return result
+
+
+def apply(build: Callable[..., Node], *tensors: Tensor, **options: Any) -> Tensor:
+    """The tensor of ``build(*nodes, **options)``; tracks gradients if one of ``tensors`` does."""
+    for t in tensors:
+        if t._tracks:
+            return wrap(build(*map(source, tensors), **options), *tensors)
+    return Tensor(build(*[t.node for t in tensors], **options))
+
+
+def source(tensor: Tensor) -> Node:
+    """The node an operation reads: without history where gradients are not tracked."""
+    if tensor._tracks and not mode.grad:
+        return views.stop_gradient(tensor.node)
+    return tensor.node
+
+
+def wrap(node: Node, *sources: Tensor) -> Tensor:
+    """A tensor of ``node``, computed from the ``source`` nodes of ``sources``."""
+    result = Tensor(node)
+    if mode.grad and node.dtype.is_float and any([t._tracks for t in sources]):
+        _derive(result, node)
+    return result
+
+
+def _derive(tensor: Tensor, node: Node) -> None:
+    """Note that ``tensor`` was computed from one that tracks gradients."""
+    tensor._tracks = DERIVED
+    if node.owner is None:
+        node.owner = weakref.ref(tensor)
+
+
+def fresh(node: Node) -> Node:
+    """A node of the same value and another identity."""
+    if node.value is not None:
+        return data_node(node.value)
+    return Node("reshape", (node,), node.shape, node.dtype, {"shape": node.shape})
+
+
+def own(node: Node, tensor: Tensor) -> None:
+    """Note that ``tensor`` is the one whose value ``node`` is."""
+    node.owner = weakref.ref(tensor)
+
+
+def cast_node(node: Node, dtype: DType) -> Node:
+    """``node`` as ``dtype``; a number changes its dtype where it stands."""
+    if node.op == "scalar" and dtype.is_float:
+        return scalar_node(float(node.attrs["value"]), dtype)
+    return ew.cast(node, dtype)
+
+
+def _same(node: Node) -> Node:
+    return fresh(node) if node.op == "data" else node
+
+
+def _same_kind(given: DType, wanted: DType) -> bool:
+    """Whether an in-place operator may store ``given`` as ``wanted``."""
+    order = "biuf"
+    return order.index(given.kind) <= order.index(wanted.kind) or (
+        given.is_integer and wanted.is_integer
+    )
+
+
+# realising
+
+
+def realize(*tensors: Tensor) -> None:
+    """Compute the values of ``tensors`` in one program."""
+    pending = [t for t in tensors if t.node.value is None]
+    if pending:
+        if mode.trace is not None:
+            raise trace_error("realize()", pending[0])
+        realize_nodes([t.node for t in pending])
+    for t in tensors:
+        _settle(t)
+
+
+def _settle(tensor: Tensor) -> None:
+    """Forget how a value was computed, unless gradients may want to know."""
+    node = tensor.node
+    if tensor._tracks < DERIVED and node.op != "data":
+        tensor.node = data_node(node.value)
+        own(tensor.node, tensor)
+    if tensor._tracks:
+        own(node, tensor)  # graphs that were built before lead to this node
+
+
+def _rebuild(array: np.ndarray, dtype: str, requires_grad: bool) -> Tensor:
+    """What unpickles a tensor."""
+    from tilewright.dtypes import by_name
+    from tilewright.tensor.creation import from_numpy
+
+    tensor = from_numpy(array, by_name(dtype))
+    tensor.requires_grad = requires_grad
+    return tensor

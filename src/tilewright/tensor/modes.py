@@ -1,0 +1,61 @@
+"""What a thread is doing: whether operations track gradients, and the trace that is active."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, Protocol
+
+from tilewright.errors import TraceError
+from tilewright.graph import Node
+
+if TYPE_CHECKING:
+    from tilewright.tensor.core import Tensor
+
+__all__ = ["Trace", "mode", "no_grad", "trace_error", "tracing"]
+
+
+class Trace(Protocol):
+    """What is told when a tensor changes while a function is being traced."""
+
+    def record_assign(self, tensor: Tensor, old: Node, new: Node) -> None: ...
+
+
+class _Mode(threading.local):
+    """The modes of one thread."""
+
+    grad: bool = True
+    trace: Trace | None = None
+
+
+mode: Final = _Mode()
+
+
+@contextlib.contextmanager
+def no_grad() -> Iterator[None]:
+    """Operations inside track no gradients."""
+    before, mode.grad = mode.grad, False
+    try:
+        yield
+    finally:
+        mode.grad = before
+
+
+@contextlib.contextmanager
+def tracing(trace: Trace) -> Iterator[None]:
+    """Inside, nothing is realised (:class:`TraceError`) and ``trace`` hears of assignments."""
+    before, mode.trace = mode.trace, trace
+    try:
+        yield
+    finally:
+        mode.trace = before
+
+
+def trace_error(what: str, tensor: Tensor) -> TraceError:
+    """The error of asking for a value while a function is being traced."""
+    return TraceError(
+        f"{what} asks for the value of a {tensor.dtype} tensor of shape {tensor.shape} while a "
+        "function is being traced, and there are no values yet. Return the tensor and look at it "
+        "outside, use where() instead of a branch on a value, or do not compile the function."
+    )
