@@ -122,7 +122,7 @@ def plot_curves(
         color = _COLORS[index % len(_COLORS)]
         if len(x) > _DENSE:
             canvas.polyline(_thin(place(x, y), right - _LEFT), color, width=1, opacity=0.3)
-            line = smooth(y, len(y) / 100)
+            line = smooth(y, len(y) / 200)
             canvas.polyline(_thin(place(x, line), right - _LEFT, ends=False), color, width=2.5)
         else:
             points = place(x, y)
@@ -139,7 +139,7 @@ def _legend(
     """Name and last value of each curve, in the corner where losses are seldom."""
     lines = []
     for name, _, y in drawn:
-        last = smooth(y, len(y) / 100) if len(y) > _DENSE else y
+        last = smooth(y, len(y) / 200) if len(y) > _DENSE else y
         lines.append(f"{name} {last[np.isfinite(last)][-1]:.4g}")
     left = right - max(map(canvas.text_width, lines)) - 12
     for index, line in enumerate(lines):
