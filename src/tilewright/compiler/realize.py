@@ -72,15 +72,11 @@ class Realizer:
                 self._programs[key] = program
                 if len(self._programs) > _KEPT:
                     self._programs.popitem(last=False)
-                scalars = program.scalars
             else:
                 self._programs.move_to_end(key)
-                scalars = program.scalars
-            self._execute(program, order, roots, scalars)
+            self._execute(program, order, roots)
 
-    def _execute(
-        self, program: StaticProgram, order: list[Node], roots: list[Node], scalars: list[Node]
-    ) -> None:
+    def _execute(self, program: StaticProgram, order: list[Node], roots: list[Node]) -> None:
         leaves = [n.value for n in order if n.value is not None]
         numbers = [
             scalar_bits(node.attrs["value"], node.dtype)

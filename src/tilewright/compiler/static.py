@@ -45,7 +45,8 @@ class _Storage:
 
     number: int
     nbytes: int
-    kind: str  # "leaf", "output", "temporary"
+    kind: str  # "leaf", "output", "temporary"; "alias": lies over a leaf
+    over: int = -1
     first: int = 1 << 60  # calls that use it
     last: int = -1
     offset: int = 0
@@ -91,24 +92,26 @@ class StaticProgram:
     """Launches in order, ready to be given addresses. See :func:`build`.
 
     Attributes:
-        leaves: nodes with a value that the program reads, in the order of their addresses.
-        scalars: nodes whose numbers the program reads.
+        n_leaves: how many nodes with a value it reads, in the order of their addresses.
+        in_place: by number of the root, the leaf that it overwrites.
+        scalar_positions: where its numbers stand in the order that it was built from.
         outputs: where each root lies.
         output_bytes: size of each output storage.
         arena_bytes: temporary memory.
     """
 
     def __init__(self, builder: _Builder, target: Any, pool: Any) -> None:
-        self.leaves = builder.leaves
-        self.scalars: list[Node] = []
+        scalars: list[Node] = []
         self.outputs = builder.outputs
         self.pool = pool
         storages = builder.storages
-        self.n_leaves = len(self.leaves)
+        self.n_leaves = len(builder.leaves)
         fresh = [s for s in storages if s.kind == "output"]
         self.output_bytes = [s.nbytes for s in fresh]
         place = {s.number: i for i, s in enumerate(s for s in storages if s.kind == "leaf")}
         place |= {s.number: self.n_leaves + i for i, s in enumerate(fresh)}
+        place |= {s.number: place[s.over] for s in storages if s.kind == "alias"}
+        self.in_place = builder.in_place
         self.places = place
         self.arena_bytes = _pack_arena(storages)
         arena = self.n_leaves + len(fresh)
@@ -136,21 +139,18 @@ class StaticProgram:
                     run.append(call)
                 continue
             if run:
-                self._add_table(run, executables)
+                self._add_table(run, executables, scalars)
                 run = []
             if call is not None:
                 self.segments.append(call)
                 self._patches.append((np.zeros(0, np.int64),) * 3)
                 self._numbers.append([])
         position = {node: i for i, node in enumerate(builder.order)}
-        self._scalar_positions = [position[node] for node in self.scalars]
+        self.scalar_positions = [position[node] for node in scalars]
 
-    @property
-    def scalar_positions(self) -> list[int]:
-        """Where the scalars stand in the order that the program was built from."""
-        return self._scalar_positions
-
-    def _add_table(self, calls: list[KernelCall], executables: dict[int, Any]) -> None:
+    def _add_table(
+        self, calls: list[KernelCall], executables: dict[int, Any], scalars: list[Node]
+    ) -> None:
         table_ = LaunchTable(
             [Launch(executables[id(c)], c.grid, c.args, c.smallest) for c in calls]
         )
@@ -169,9 +169,9 @@ class StaticProgram:
                     at += 1 + 2 * arg.ndim
                 else:
                     if isinstance(arg, Scalar):
-                        if arg.node not in self.scalars:
-                            self.scalars.append(arg.node)
-                        numbers.append((at, self.scalars.index(arg.node)))
+                        if arg.node not in scalars:
+                            scalars.append(arg.node)
+                        numbers.append((at, scalars.index(arg.node)))
                     at += 1
         self.segments.append(table_)
         self._patches.append(
@@ -294,6 +294,7 @@ class _Builder:
         self.storages: list[_Storage] = []
         self.buffers: dict[Node, Buffer] = {}
         self.calls: list[KernelCall | _HostCall] = []
+        self.generated: set[int] = set()  # ids of the calls of generated kernels
         self.leaves: list[Node] = []
         for node in order:
             if node.value is not None:
@@ -307,6 +308,11 @@ class _Builder:
             self._emit(unit)
         self.outputs = [self._output(root) for root in roots]
         self._lifetimes()
+        self.in_place = {
+            i: leaf
+            for i, root in enumerate(roots)
+            if (leaf := in_place.get(root)) is not None and self._settle_in_place(root, leaf)
+        }
 
     # --- what needs memory -----------------------------------------------------------------------
 
@@ -508,7 +514,10 @@ class _Builder:
             workspace = self._fresh(*wanted)
         for out in outputs:
             reads[out] = self.buffers[out] = self._fresh(out.dtype, out.shape)
-        self.calls += loop_calls(group, outputs, reads, self.cheap, workspace)
+        made = loop_calls(group, outputs, reads, self.cheap, workspace)
+        self.calls += made
+        if not group.closed:
+            self.generated |= {id(call) for call in made}
 
     def _emit_pieces(self, node: Node) -> None:
         """Pads and concatenations: copies into parts of the result."""
@@ -545,6 +554,34 @@ class _Builder:
             storage.kind = "output"
         offset = buffer.pointer - storage.base - (_MIDDLE if storage.kind == "leaf" else 0)
         return Output(storage.number, offset, buffer.dtype, buffer.shape, buffer.strides)
+
+    def _settle_in_place(self, root: Node, leaf: Node) -> bool:
+        """Let ``root`` be written over ``leaf`` if nobody reads the old value later."""
+        old, new = self.buffers[leaf], self.buffers[root]
+        ours = self.storages[(old.pointer >> _SHIFT) - 1]
+        storage = self.storages[(new.pointer >> _SHIFT) - 1]
+        if (
+            storage.kind != "output"
+            or new.pointer != storage.base
+            or (old.shape, old.strides, old.dtype) != (new.shape, new.strides, new.dtype)
+            or ours.last > storage.first
+        ):
+            return False
+        if ours.last == storage.first:
+            # the kernel that writes reads too: each element before it is written, or not at all
+            call = self.calls[storage.first]
+            if not isinstance(call, KernelCall) or id(call) not in self.generated:
+                return False
+            args = [a for a in _flat(call.args) if isinstance(a, Buffer)]
+            written = [a for a in args if a.pointer >> _SHIFT == new.pointer >> _SHIFT]
+            for arg in args:
+                if arg.pointer >> _SHIFT == old.pointer >> _SHIFT and (
+                    arg.pointer != old.pointer
+                    or any((arg.shape, arg.strides) != (w.shape, w.strides) for w in written)
+                ):
+                    return False
+        storage.kind, storage.over = "alias", ours.number
+        return True
 
     def _lifetimes(self) -> None:
         for i, call in enumerate(self.calls):

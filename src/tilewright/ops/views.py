@@ -480,7 +480,13 @@ register(
     OpDef("copy", _same, lambda x: np.array(x), gradient=lambda node, g: [g], expression="{0}")
 )
 register(
-    OpDef("stop_gradient", _same, lambda x: x, gradient=lambda node, g: [None], expression="{0}")
+    OpDef(
+        "stop_gradient",
+        _same,
+        lambda x: x,
+        view=lambda node, x: x,
+        gradient=lambda node, g: [None],
+    )
 )
 register(
     OpDef(

@@ -73,6 +73,8 @@ def backward(
         if node is not None:
             fresh[tensor] = ew.add(fresh[tensor], node) if tensor in fresh else node
     for tensor, node in fresh.items():
+        if mode.trace is not None:
+            mode.trace.record_grad(tensor)
         if tensor.grad is not None:
             node = ew.add(tensor.grad.node, node)
         tensor.grad = Tensor(node)

@@ -21,6 +21,8 @@ class Trace(Protocol):
 
     def record_assign(self, tensor: Tensor, old: Node, new: Node) -> None: ...
 
+    def record_grad(self, tensor: Tensor) -> None: ...
+
 
 class _Mode(threading.local):
     """The modes of one thread."""

@@ -1,0 +1,404 @@
+"""``tilewright.compile``: a function of tensors as one static program.
+
+The function runs once with stand-ins for its arguments (a *trace*); what it returned, and every
+tensor outside that it assigned to, are the outputs of one program: forward, backward and optimiser
+together. Later calls only name the memory anew and run it. Results have the same bits as without.
+
+Tensors that the function assigns to (parameters, moments, random state) are overwritten in place
+when nobody else can see their memory; otherwise they get a copy first, so that values taken from
+them earlier stay what they were.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from tilewright.compiler.fusion import pending
+from tilewright.compiler.realize import located
+from tilewright.compiler.static import StaticProgram, build, scalar_bits
+from tilewright.dtypes import u8
+from tilewright.errors import TraceError
+from tilewright.graph import Node, data_node
+from tilewright.runtime.buffers import Buffer, empty
+from tilewright.runtime.launch import default_pool, default_target
+from tilewright.tensor.core import LEAF, PLAIN, Tensor, own, realize
+from tilewright.tensor.modes import mode, tracing
+from tilewright.tensor.tree import leaves, map_tree, replaced
+
+__all__ = ["Compiled", "compile"]
+
+_MANY: Final = 64  # programs of one function beyond which something is wrong
+# what getrefcount says of an object with one holder, a local name and the call itself
+_ALONE: Final = 3
+
+
+def compile(fn: Callable[..., Any]) -> Compiled:
+    """``fn`` as a static program, traced at the first call with new shapes and dtypes.
+
+    ``fn`` takes and returns tensors, in dicts, lists, tuples or dataclasses; numbers, strings and
+    None among its arguments are part of the trace (each new value is another program: pass what
+    changes at every call as a tensor). It may read and assign tensors outside. Asking for a value
+    inside raises :class:`tilewright.TraceError`.
+
+    Gradients that ``backward`` leaves in ``grad`` stay there after the call, unless the function
+    also assigned the tensor (an optimiser's step): then they are used up and ``grad`` is None.
+    """
+    return Compiled(fn)
+
+
+class Compiled:
+    """A compiled function; see :func:`compile`.
+
+    Attributes:
+        programs: how many programs it consists of so far.
+    """
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self._fn = fn
+        self._entries: dict[Any, list[_Entry]] = {}
+        functools.update_wrapper(self, fn)
+
+    @property
+    def programs(self) -> int:
+        return sum(map(len, self._entries.values()))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if mode.trace is not None:
+            return self._fn(*args, **kwargs)
+        tensors: list[Tensor] = []
+        key = (id(default_pool()), mode.grad, _describe(args, tensors), _describe(kwargs, tensors))
+        lazy = [t for t in tensors if t.node.value is None]
+        if lazy:
+            realize(*lazy)
+        layouts = tuple([(t.node.value.strides, t.node.dtype) for t in tensors])
+        entries = self._entries.setdefault((key, layouts), [])
+        for entry in entries:
+            if entry.holds():
+                return entry.run(tensors)
+        if self.programs >= _MANY:
+            raise TraceError(
+                f"{self.__name__} has been traced {_MANY} times: some argument changes its shape, "  # type: ignore[attr-defined]
+                "dtype or value at every call. Pass numbers that change as tensors, and pad or "
+                "bucket sizes that change"
+            )
+        entry = _Tracer(self._fn).trace(args, kwargs, tensors)
+        entries.append(entry)
+        return entry.run(tensors)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+
+def _describe(tree: Any, tensors: list[Tensor]) -> Any:
+    """A hashable description of an argument; its tensors are appended to ``tensors``."""
+    if isinstance(tree, Tensor):
+        tensors.append(tree)
+        return Tensor, tree.node.shape, tree._tracks == LEAF
+    if isinstance(tree, (list, tuple)):
+        return (type(tree), *[_describe(v, tensors) for v in tree])
+    if isinstance(tree, dict):
+        return (dict, *[(k, _describe(v, tensors)) for k, v in tree.items()])
+    if isinstance(tree, np.ndarray):
+        raise TraceError(
+            "a compiled function takes tensors, got a NumPy array: wrap it (tilewright.asarray)"
+        )
+    inner = leaves(tree)
+    if inner:  # a dataclass of tensors
+        tensors += inner
+        return type(tree), *[(t.node.shape, t._tracks == LEAF) for t in inner]
+    try:
+        hash(tree)
+    except TypeError:
+        raise TraceError(
+            f"a compiled function's arguments are tensors and hashable values, got "
+            f"{type(tree).__name__}"
+        ) from None
+    return type(tree), repr(tree) if isinstance(tree, float) else tree
+
+
+class _Root(NamedTuple):
+    """Which of a program's outputs."""
+
+    index: int
+
+
+class _Tracer:
+    """Runs a function once without values, and makes a program of what it did."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+        self.assigned: dict[Tensor, tuple[Node, int]] = {}
+        self.graded: dict[Tensor, Tensor | None] = {}
+
+    # what tensors report while they are traced
+
+    def record_assign(self, tensor: Tensor, old: Node, new: Node) -> None:
+        """``tensor`` was given another node."""
+        self.assigned.setdefault(tensor, (old, tensor._tracks))
+
+    def record_grad(self, tensor: Tensor) -> None:
+        """The ``grad`` of ``tensor`` is about to be replaced."""
+        self.graded.setdefault(tensor, tensor.grad)
+
+    def trace(self, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> _Entry:
+        placed = []
+        for t in tensors:
+            stand_in = Tensor(data_node(t.node.value))
+            stand_in._tracks = LEAF if t._tracks == LEAF else PLAIN
+            own(stand_in.node, stand_in)
+            placed.append(stand_in)
+        start = data_node(empty(u8, (1,))).index
+        filled, named = replaced((args, kwargs), placed)
+        try:
+            with tracing(self):
+                result = self.fn(*filled, **named)
+            states = self._states(start)
+        finally:
+            grads = self._restore(start)
+        return self._finish(result, states, grads, placed, start)
+
+    def _states(self, start: int) -> list[tuple[Tensor, Node, Node]]:
+        """(tensor, old node, new node) of every outside tensor that was assigned."""
+        return [
+            (tensor, old, tensor.node)
+            for tensor, (old, _) in self.assigned.items()
+            if old.index < start and tensor.node is not old
+        ]
+
+    def _restore(self, start: int) -> list[tuple[Tensor, Tensor | None, Tensor]]:
+        """Undo what the function did to tensors; returns the gradients that it left."""
+        grads = []
+        for tensor, old in self.graded.items():
+            left, tensor.grad = tensor.grad, old
+            if tensor in self.assigned or tensor.node.index >= start:
+                if tensor.node.index < start:
+                    tensor.grad = None
+                continue
+            if left is not None and left is not old:
+                grads.append((tensor, old, left))
+        for tensor, (node, tracks) in self.assigned.items():
+            if node.index < start:
+                tensor.node, tensor._tracks = node, tracks
+        return grads
+
+    def _finish(
+        self,
+        result: Any,
+        states: list[tuple[Tensor, Node, Node]],
+        grads: list[tuple[Tensor, Tensor | None, Tensor]],
+        placed: list[Tensor],
+        start: int,
+    ) -> _Entry:
+        outputs = leaves(result)
+        roots = [t.node for t in outputs] + [new for _, _, new in states]
+        roots += [left.node for _, _, left in grads]
+        outside = [
+            n for n in _edge(roots, start) if n.value is None and n.op not in ("const", "scalar")
+        ]
+        if outside:  # what was lazy before the trace is computed once, not in every call
+            _realize_outside(outside)
+        unique = list(dict.fromkeys(r for r in roots if r.value is None))
+        order = pending(unique)
+        at = {t.node: i for i, t in enumerate(placed)}
+        bindings: list[Any] = []
+        seen: set[Node] = set()
+        for node in order:
+            if node.value is not None:
+                seen.add(node)
+                bindings.append(_binding(node, at))
+        aliases = {new: old for _, old, new in states if new.value is None and old in seen}
+        program = build(unique, default_target(), default_pool(), order, aliases)
+        scalars = [
+            scalar_bits(order[i].attrs["value"], order[i].dtype) for i in program.scalar_positions
+        ]
+        where = {node: i for i, node in enumerate(unique)}
+        over = dict(program.in_place)
+        program.in_place.clear()  # a leaf that the program held would look as if it were shared
+
+        def place(node: Node) -> Any:
+            return _Root(where[node]) if node in where else _binding(node, at)
+
+        return _Entry(
+            program,
+            bindings,
+            scalars,
+            result,
+            [(place(t.node), t._tracks) for t in outputs],
+            [
+                (weakref.ref(t), place(new), over.get(where.get(new, -1)) is old)
+                for t, old, new in states
+            ],
+            [(weakref.ref(t), old is not None, place(left.node)) for t, old, left in grads],
+        )
+
+
+def _edge(roots: Sequence[Node], start: int) -> list[Node]:
+    """Nodes from before the trace that ``roots`` lead to first."""
+    found: dict[Node, None] = {}
+    seen: set[Node] = set()
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.index < start:
+            found[node] = None
+        else:
+            stack.extend(node.inputs)
+    return list(found)
+
+
+def _realize_outside(nodes: Sequence[Node]) -> None:
+    from tilewright.compiler.realize import realize as realize_nodes
+
+    realize_nodes([n for n in nodes if n.op != "part" or n.value is None])
+
+
+def _binding(node: Node, at: dict[Node, int]) -> Any:
+    """How a leaf's memory is found at each call: argument, outside tensor, or always the same."""
+    if node in at:
+        return at[node]
+    tensor = None if node.owner is None else node.owner()
+    if tensor is not None and (tensor.node is node or tensor.node.value is node.value):
+        return weakref.ref(tensor), node.value.strides, node.shape
+    return node.value
+
+
+class _Entry:
+    """One program of a compiled function."""
+
+    def __init__(
+        self,
+        program: StaticProgram,
+        bindings: list[Any],
+        scalars: list[int],
+        result: Any,
+        outputs: list[tuple[Any, int]],
+        states: list[tuple[weakref.ref[Tensor], Any, bool]],
+        grads: list[tuple[weakref.ref[Tensor], bool, Any]],
+    ) -> None:
+        self.program = program
+        self.bindings = bindings
+        self.scalars = scalars
+        self.outputs = outputs
+        self.states = states
+        self.grads = grads
+        self.arena = empty(u8, (max(program.arena_bytes, 1),))
+        self.spare: list[Buffer | None] = [None] * len(program.output_bytes)
+        # the shape of the result, without the trace in it
+        self.result = map_tree(lambda t: Tensor(data_node(_NOTHING)), result)
+
+    def holds(self) -> bool:
+        """Whether what the trace assumed about gradients is still so."""
+        for ref, had, _ in self.grads:
+            tensor = ref()
+            if tensor is not None and (tensor.grad is not None) != had:
+                return False
+        return True
+
+    def run(self, tensors: Sequence[Tensor]) -> Any:
+        for ref, _, in_place in self.states:
+            tensor = ref()
+            if in_place and tensor is not None:
+                _make_own(tensor)
+        leaves_ = [self._leaf(b, tensors) for b in self.bindings]
+        fresh = [self._fresh(i) for i in range(len(self.spare))]
+        addresses = [b.pointer for b in leaves_]
+        addresses += [b.pointer for b in fresh]
+        addresses.append(self.arena.pointer)
+        self.program.run(addresses, self.scalars)
+        storages = [*leaves_, *fresh]
+
+        def value(place: Any) -> Buffer:
+            if type(place) is _Root:
+                return located(self.program.outputs[place.index], self.program, storages)
+            return self._leaf(place, tensors)
+
+        made = []
+        for place, tracks in self.outputs:
+            out = Tensor(data_node(value(place)))
+            out._tracks = PLAIN
+            own(out.node, out)
+            made.append(out)
+        for ref, place, in_place in self.states:
+            tensor = ref()
+            if tensor is not None and not in_place:
+                tensor.node = data_node(value(place))
+                own(tensor.node, tensor)
+        for ref, _, place in self.grads:
+            tensor = ref()
+            if tensor is not None:
+                grad = Tensor(data_node(value(place)))
+                own(grad.node, grad)
+                tensor.grad = grad
+        return replaced(self.result, made)
+
+    def _leaf(self, binding: Any, tensors: Sequence[Tensor]) -> Buffer:
+        if type(binding) is int:
+            return tensors[binding].node.value
+        if type(binding) is tuple:
+            ref, strides, shape = binding
+            tensor = ref()
+            if tensor is None:
+                raise TraceError("a tensor that the compiled function uses no longer exists")
+            if tensor.node.value is None:
+                realize(tensor)
+            buffer: Buffer = tensor.node.value
+            if buffer.strides != strides or buffer.shape != shape:
+                buffer = _dense(tensor, shape, strides)
+            return buffer
+        return binding
+
+    def _fresh(self, i: int) -> Buffer:
+        """Memory for an output: last time's, when nobody holds it any more."""
+        spare = self.spare[i]
+        if spare is not None and sys.getrefcount(spare.owner) <= _ALONE - 1:
+            return spare
+        made = self.spare[i] = empty(u8, (self.program.output_bytes[i],))
+        return made
+
+
+_NOTHING: Final = empty(u8, (1,))
+
+
+def _make_own(tensor: Tensor) -> None:
+    """Copy the memory of ``tensor`` if anything else can see it."""
+    if tensor.node.value is None:
+        realize(tensor)
+    node = tensor.node
+    buffer = node.value
+    owner = buffer.owner
+    if (
+        sys.getrefcount(node) <= _ALONE
+        and sys.getrefcount(buffer) <= _ALONE
+        and sys.getrefcount(owner) <= _ALONE
+    ):
+        return
+    copy = empty(buffer.dtype, buffer.shape)
+    copy.numpy()[...] = buffer.numpy()
+    tensor.node = data_node(copy)
+    own(tensor.node, tensor)
+
+
+def _dense(tensor: Tensor, shape: tuple[int, ...], strides: tuple[int, ...]) -> Buffer:
+    """The tensor's value in the layout that the program was built for."""
+    buffer = tensor.node.value
+    if buffer.shape != shape:
+        raise TraceError(
+            f"a tensor that the compiled function uses had shape {shape} when it was traced and "
+            f"now has {buffer.shape}"
+        )
+    copy = empty(buffer.dtype, shape)
+    if copy.strides != strides:
+        raise TraceError("a tensor that the compiled function uses changed its memory layout")
+    copy.numpy()[...] = buffer.numpy()
+    tensor.node = data_node(copy)
+    own(tensor.node, tensor)
+    return copy
