@@ -125,7 +125,7 @@ def _describe(tree: Any, tensors: list[Tensor]) -> Any:
 class _Root(NamedTuple):
     """Which of a program's outputs."""
 
-    index: int
+    number: int
 
 
 class _Tracer:
@@ -229,7 +229,7 @@ class _Tracer:
             bindings,
             scalars,
             result,
-            [(place(t.node), t._tracks) for t in outputs],
+            [place(t.node) for t in outputs],
             [
                 (weakref.ref(t), place(new), over.get(where.get(new, -1)) is old)
                 for t, old, new in states
@@ -280,7 +280,7 @@ class _Entry:
         bindings: list[Any],
         scalars: list[int],
         result: Any,
-        outputs: list[tuple[Any, int]],
+        outputs: list[Any],
         states: list[tuple[weakref.ref[Tensor], Any, bool]],
         grads: list[tuple[weakref.ref[Tensor], bool, Any]],
     ) -> None:
@@ -318,11 +318,11 @@ class _Entry:
 
         def value(place: Any) -> Buffer:
             if type(place) is _Root:
-                return located(self.program.outputs[place.index], self.program, storages)
+                return located(self.program.outputs[place.number], self.program, storages)
             return self._leaf(place, tensors)
 
         made = []
-        for place, tracks in self.outputs:
+        for place in self.outputs:
             out = Tensor(data_node(value(place)))
             out._tracks = PLAIN
             own(out.node, out)
