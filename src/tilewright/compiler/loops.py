@@ -773,7 +773,8 @@ def _kernel(name: str, text: str) -> Kernel:
     found = _KERNELS.get(text)
     if found is None:
         from tilewright import lang
+        from tilewright.ops.random import KERNEL_FUNCTIONS
 
-        names = {k: getattr(lang, k) for k in lang.__all__}
+        names = {k: getattr(lang, k) for k in lang.__all__} | KERNEL_FUNCTIONS
         found = _KERNELS[text] = Kernel.from_source(text, name, names)
     return found

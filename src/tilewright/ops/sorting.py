@@ -114,7 +114,7 @@ def _search_infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Sha
 def _search_reference(x: np.ndarray, values: np.ndarray, right: bool) -> np.ndarray:
     side = "right" if right else "left"
     if x.ndim == 1:
-        return np.searchsorted(x, values, side)  # type: ignore[call-overload]
+        return np.asarray(np.searchsorted(x, values, side))  # type: ignore[call-overload]
     out = np.zeros(values.shape, np.int64)
     for at in np.ndindex(values.shape[:-1]):
         out[at] = np.searchsorted(x[at], values[at], side)  # type: ignore[call-overload]
