@@ -32,10 +32,13 @@ from tilewright.dtypes import DType
 from tilewright.errors import ShapeError
 from tilewright.graph import Node, Shape, shape_of
 from tilewright.ops.calls import KernelCall
-from tilewright.ops.conv_kernels import (
+from tilewright.ops.conv_plan import (
     forward_calls,
+    forward_workspace,
     input_gradient_calls,
+    input_gradient_workspace,
     weight_gradient_calls,
+    weight_gradient_workspace,
 )
 from tilewright.ops.conv_shapes import Geometry, Pairs, output_sizes, spatial
 from tilewright.ops.table import OpDef, make, register
@@ -406,29 +409,45 @@ def _weight_gradient_gradient(node: Node, grad: Node) -> tuple[Node, Node]:
 
 # --- kernels -------------------------------------------------------------------------------------
 
+Buffers = Sequence[Buffer]
 
-def _conv_calls(node: Node, inputs: Sequence[Buffer], out: Buffer) -> list[KernelCall]:
+
+def _conv_calls(node: Node, inputs: Buffers, out: Buffer, memory: Buffers) -> list[KernelCall]:
     x, w = inputs
-    return forward_calls(_geometry(node), x, w, out)
+    return forward_calls(_geometry(node), x, w, out, memory)
 
 
-def _input_gradient_calls(node: Node, inputs: Sequence[Buffer], out: Buffer) -> list[KernelCall]:
+def _input_gradient_calls(
+    node: Node, inputs: Buffers, out: Buffer, memory: Buffers
+) -> list[KernelCall]:
     y, w = inputs
-    return input_gradient_calls(_geometry(node), y, w, out)
+    return input_gradient_calls(_geometry(node), y, w, out, memory)
 
 
-def _weight_gradient_calls(node: Node, inputs: Sequence[Buffer], out: Buffer) -> list[KernelCall]:
+def _weight_gradient_calls(
+    node: Node, inputs: Buffers, out: Buffer, memory: Buffers
+) -> list[KernelCall]:
     x, y = inputs
-    return weight_gradient_calls(_geometry(node), x, y, out)
+    return weight_gradient_calls(_geometry(node), x, y, out, memory)
 
 
-register(OpDef("conv", _infer_conv, conv_reference, calls=_conv_calls, gradient=_conv_gradient))
+register(
+    OpDef(
+        "conv",
+        _infer_conv,
+        conv_reference,
+        calls=_conv_calls,
+        workspace=lambda node: forward_workspace(_geometry(node), node.dtype),
+        gradient=_conv_gradient,
+    )
+)
 register(
     OpDef(
         "conv_input_gradient",
         _infer_input_gradient,
         conv_input_gradient_reference,
         calls=_input_gradient_calls,
+        workspace=lambda node: input_gradient_workspace(_geometry(node), node.dtype),
         gradient=_input_gradient_gradient,
     )
 )
@@ -438,6 +457,7 @@ register(
         _infer_weight_gradient,
         conv_weight_gradient_reference,
         calls=_weight_gradient_calls,
+        workspace=lambda node: weight_gradient_workspace(_geometry(node), node.dtype),
         gradient=_weight_gradient_gradient,
     )
 )

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
+from math import gcd
 
+from tilewright.dtypes import DType, f32, f64
 from tilewright.errors import ShapeError
 from tilewright.runtime.buffers import Buffer
 
@@ -137,3 +140,106 @@ def grouped(buffer: Buffer, groups: int, axis: int) -> Buffer:
     shape = (*wide.shape[:axis], groups, rest, *wide.shape[axis + 1 :])
     strides = (*wide.strides[:axis], rest * step, step, *wide.strides[axis + 1 :])
     return Buffer(buffer.dtype, shape, strides, buffer.pointer, buffer.owner)
+
+
+def accumulator(dtype: DType) -> DType:
+    """What sums of ``dtype`` are kept in."""
+    return f64 if dtype is f64 else f32
+
+
+# --- the input gradient: one small convolution per phase of the strides ---------------------------
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The convolution that makes every stride-th position of an input gradient.
+
+    Attributes:
+        shape: its sizes: y's channels in, x's channels out, strides of one.
+        first: the position of x that it makes first, on each axis.
+        taps: on each axis the first tap that takes part and the distance to the next.
+    """
+
+    shape: Geometry
+    first: Triple
+    taps: tuple[tuple[int, int], ...]
+
+    def weight(self, w: Buffer) -> Buffer:
+        """The taps of w (G, O, C, KD, KH, KW) that take part, reversed: (G, C, O, ...)."""
+        sizes = [w.shape[i] for i in (0, 2, 1)]
+        steps = [w.strides[i] for i in (0, 2, 1)]
+        offset = 0
+        for count, (first, step), stride in zip(self.shape.kernel, self.taps, w.strides[3:]):
+            offset += (first + step * max(count - 1, 0)) * stride
+            sizes.append(count)
+            steps.append(-step * stride)
+        return w.view(sizes, steps, offset)
+
+    def target(self, x: Buffer, strides: Triple) -> Buffer:
+        """Where its result goes in x (B, G, C, D, H, W)."""
+        return x.view(
+            (*x.shape[:3], *self.shape.out),
+            (*x.strides[:3], *(t * s for t, s in zip(x.strides[3:], strides))),
+            sum(first * t for first, t in zip(self.first, x.strides[3:])),
+        )
+
+
+def phases(whole: Geometry) -> list[Phase]:
+    """The convolutions of y that make up ``conv_input_gradient``.
+
+    Position i of x takes ``y[(i + low - k * dilation) / stride] * w[k]`` for every tap k that
+    divides. Positions that are equal modulo the stride share their taps, every stride-th of them
+    (with ``common = gcd(stride, dilation)``, every ``stride / common``-th); from one tap to the
+    next what is read of y moves by ``dilation / common``.
+    """
+    axes = zip(whole.size, whole.kernel, whole.strides, whole.dilation, whole.low)
+    dilation = tuple(d // gcd(s, d) for s, d in zip(whole.strides, whole.dilation))
+    found = []
+    for each in product(*(_axis_phases(*sizes) for sizes in axes)):
+        first, count, taps, low = zip(*(_axis_part(one, d) for one, d in zip(each, dilation)))
+        shape = Geometry(
+            batch=whole.batch,
+            groups=whole.groups,
+            channels=whole.outputs,
+            outputs=whole.channels,
+            size=whole.out,
+            kernel=taps,
+            out=count,
+            strides=(1, 1, 1),
+            dilation=spatial(dilation),
+            low=low,
+        )
+        found.append(Phase(shape, first, tuple((a.tap, a.step) for a in each)))
+    return found
+
+
+@dataclass(frozen=True)
+class _AxisPhase:
+    first: int  # position
+    count: int  # positions
+    tap: int  # first tap
+    taps: int
+    step: int  # between taps
+    start: int  # where the first tap of the first position reads y
+
+
+def _axis_phases(size: int, kernel: int, stride: int, dilation: int, low: int) -> list[_AxisPhase]:
+    step = stride // gcd(stride, dilation)
+    found = []
+    for first in range(min(stride, size)):
+        count = -(-(size - first) // stride)
+        at = first + low
+        divides = (k for k in range(min(step, kernel)) if (at - k * dilation) % stride == 0)
+        tap = next(divides, -1)
+        if tap < 0:  # no tap reaches these positions: zeros
+            found.append(_AxisPhase(first, count, 0, 0, step, 0))
+            continue
+        taps = -(-(kernel - tap) // step)
+        start = (at - tap * dilation) // stride
+        found.append(_AxisPhase(first, count, tap, taps, step, start))
+    return found
+
+
+def _axis_part(phase: _AxisPhase, dilation: int) -> tuple[int, int, int, int]:
+    """First position, positions, taps, and the zeros before y once the taps are reversed."""
+    return phase.first, phase.count, phase.taps, (phase.taps - 1) * dilation - phase.start

@@ -1,0 +1,195 @@
+"""Which kernels run a convolution, and the memory they need meanwhile.
+
+Everything here depends on shapes and dtypes only, never on strides or threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+from tilewright.dtypes import DType
+from tilewright.graph import Shape
+from tilewright.ops.calls import KernelCall
+from tilewright.ops.conv_direct import direct_calls, direct_weight_calls
+from tilewright.ops.conv_shapes import Geometry, Triple, accumulator, grouped, phases, spatial
+from tilewright.ops.conv_tiles import pack_weights_calls, packed_shape, pad_calls, tile_calls
+from tilewright.runtime.buffers import Buffer
+
+__all__ = [
+    "forward_calls",
+    "forward_workspace",
+    "input_gradient_calls",
+    "input_gradient_workspace",
+    "weight_gradient_calls",
+    "weight_gradient_workspace",
+]
+
+Memory = Sequence[tuple[DType, Shape]]
+
+
+# --- forward -------------------------------------------------------------------------------------
+
+
+def forward_workspace(whole: Geometry, dtype: DType) -> Memory:
+    """Memory that :func:`forward_calls` wants."""
+    return _workspace([whole], dtype)
+
+
+def forward_calls(
+    whole: Geometry, x: Buffer, w: Buffer, y: Buffer, workspace: Sequence[Buffer]
+) -> list[KernelCall]:
+    """``y = conv(x, w)``: x (N, C, *size), w (O, C/groups, *kernel), y (N, O, *out)."""
+    groups = whole.groups
+    source, weight, out = grouped(x, groups, 1), grouped(w, groups, 0), grouped(y, groups, 1)
+    return _calls([(whole, weight, out)], source, workspace)
+
+
+# --- input gradient ------------------------------------------------------------------------------
+
+
+def input_gradient_workspace(whole: Geometry, dtype: DType) -> Memory:
+    """Memory that :func:`input_gradient_calls` wants."""
+    return _workspace([phase.shape for phase in phases(whole)], dtype)
+
+
+def input_gradient_calls(
+    whole: Geometry, y: Buffer, w: Buffer, x: Buffer, workspace: Sequence[Buffer]
+) -> list[KernelCall]:
+    """``x = conv_input_gradient(y, w)``; shapes as in :func:`forward_calls`."""
+    groups = whole.groups
+    source, weight, out = grouped(y, groups, 1), grouped(w, groups, 0), grouped(x, groups, 1)
+    parts = [
+        (phase.shape, phase.weight(weight), phase.target(out, whole.strides))
+        for phase in phases(whole)
+    ]
+    return _calls(parts, source, workspace)
+
+
+# --- both ----------------------------------------------------------------------------------------
+
+
+def _tiled(part: Geometry) -> bool:
+    """Whether the implicit matrix product is the way: there are enough outputs to fill lanes."""
+    return part.outputs >= 8 and part.channels * part.taps > 0
+
+
+@dataclass(frozen=True)
+class _Halo:
+    """Zeros that the input needs around it so that every window lies inside: per axis."""
+
+    low: Triple
+    high: Triple
+
+    @property
+    def any(self) -> bool:
+        return max(*self.low, *self.high) > 0
+
+
+def _halo(parts: Sequence[Geometry]) -> _Halo:
+    low, high = [0, 0, 0], [0, 0, 0]
+    for p in parts:
+        for axis in range(3):
+            reach = (p.out[axis] - 1) * p.strides[axis] + (p.kernel[axis] - 1) * p.dilation[axis]
+            low[axis] = max(low[axis], p.low[axis])
+            high[axis] = max(high[axis], reach - p.low[axis] + 1 - p.size[axis])
+    return _Halo(spatial(low), spatial(high))
+
+
+def _padded_shape(part: Geometry, halo: _Halo) -> tuple[int, ...]:
+    sizes = (a + n + b for a, n, b in zip(halo.low, part.size, halo.high))
+    return (part.batch, part.groups, part.channels, *sizes)
+
+
+def _flat(part: Geometry) -> Geometry:
+    """A 1 x 1 convolution without strides or padding, its positions in one row."""
+    row = (1, 1, part.positions)
+    return replace(part, size=row, out=row)
+
+
+def _flattens(part: Geometry, x: Buffer, y: Buffer) -> bool:
+    return (
+        part.taps == 1
+        and part.strides == (1, 1, 1)
+        and part.low == (0, 0, 0)
+        and part.size == part.out
+        and all(_dense_planes(b) for b in (x, y))
+    )
+
+
+def _dense_planes(buffer: Buffer) -> bool:
+    """Whether the last three axes can be walked with the last one's stride."""
+    _, height, width = buffer.shape[3:]
+    d, h, w = buffer.strides[3:]
+    return (height == 1 or h == w * width) and (buffer.shape[3] == 1 or d == w * width * height)
+
+
+def _row(buffer: Buffer) -> Buffer:
+    """The last three axes as one row."""
+    count = prod(buffer.shape[3:])
+    steps = (*buffer.strides[:3], 0, 0, buffer.strides[5])
+    return buffer.view((*buffer.shape[:3], 1, 1, count), steps)
+
+
+def _workspace(parts: Sequence[Geometry], dtype: DType) -> Memory:
+    """The padded input, if it has to be padded or converted, and packed weights."""
+    tiled = [p for p in parts if _tiled(p)]
+    if not tiled or 0 in (tiled[0].batch, tiled[0].positions):
+        return ()
+    wide = accumulator(dtype)
+    halo = _halo(tiled)
+    memory: list[tuple[DType, Shape]] = []
+    if halo.any or dtype is not wide:
+        memory.append((wide, _padded_shape(tiled[0], halo)))
+    widths = [(p, width) for p in tiled for width in (p.out[2], p.positions)]
+    memory.append((wide, (max(prod(packed_shape(p, n, dtype)) for p, n in widths),)))
+    return memory
+
+
+def _calls(
+    parts: Sequence[tuple[Geometry, Buffer, Buffer]], source: Buffer, workspace: Sequence[Buffer]
+) -> list[KernelCall]:
+    """Convolutions of one source: (sizes, weight, target) each, in canonical form."""
+    parts = [(p, w, y) for p, w, y in parts if y.size]
+    tiled = [p for p, _, _ in parts if _tiled(p)]
+    calls: list[KernelCall] = []
+    seen, shift = source, (0, 0, 0)
+    if tiled:
+        halo = _halo(tiled)
+        if halo.any or source.dtype is not accumulator(source.dtype):
+            seen, shift = workspace[0].view(_padded_shape(tiled[0], halo)), halo.low
+            calls += pad_calls(source, shift, seen)
+    for part, weight, target in parts:
+        if not _tiled(part):
+            calls += direct_calls(part, source, weight, target)
+            continue
+        x, y = seen, target
+        inside = replace(
+            part,
+            size=spatial(x.shape[3:]),
+            low=spatial([low - more for low, more in zip(part.low, shift)]),
+        )
+        if _flattens(inside, x, y):
+            inside, x, y = _flat(inside), _row(x), _row(y)
+        packed = workspace[-1]
+        calls += pack_weights_calls(inside, y.shape[5], weight, packed)
+        calls += tile_calls(inside, x, packed, y)
+    return calls
+
+
+# --- weight gradient -----------------------------------------------------------------------------
+
+
+def weight_gradient_workspace(whole: Geometry, dtype: DType) -> Memory:
+    """Memory that :func:`weight_gradient_calls` wants."""
+    return ()
+
+
+def weight_gradient_calls(
+    whole: Geometry, x: Buffer, y: Buffer, w: Buffer, workspace: Sequence[Buffer]
+) -> list[KernelCall]:
+    """``w = conv_weight_gradient(x, y)``; shapes as in :func:`forward_calls`."""
+    groups = whole.groups
+    source, grad, out = grouped(x, groups, 1), grouped(y, groups, 1), grouped(w, groups, 0)
+    return direct_weight_calls(whole, source, grad, out) if w.size else []
