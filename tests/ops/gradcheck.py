@@ -1,8 +1,8 @@
 """Checks of gradients that every family of ops shares.
 
-``check_gradient(fn, *arrays)`` holds the gradient of ``fn`` (nodes to a node, or to several) against
-central differences in float64 along random directions, the jvp against the vjp, and, when asked,
-the gradient's own gradient, and values and gradients against a PyTorch function.
+``check_gradient(fn, *arrays)`` holds the gradient and the jvp of ``fn`` (nodes to a node, or to
+several) against central differences in float64 along random directions and, when asked, the
+gradient's own gradient, and values and gradients against a PyTorch function.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def data(array: Any, dtype: DType | None = None) -> Node:
     if dtype is bf16:
         return data_node(from_array(from_float32(values), bf16))
     if dtype is not None:
-        values = values.astype(dtype.storage)
+        with np.errstate(over="ignore"):
+            values = values.astype(dtype.storage)
     return data_node(from_array(values))
 
 
@@ -47,11 +48,12 @@ def compiled(nodes: Sequence[Node]) -> list[np.ndarray]:
 
 def strided(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The same values in memory with other strides: gaps, negative steps, axes in another order."""
+    array = np.asarray(array)
     order = rng.permutation(array.ndim)
     steps = [int(rng.choice([-2, -1, 1, 2])) for _ in order]
     shape = [array.shape[a] * abs(s) for a, s in zip(order, steps)]
     memory = np.zeros(shape, array.dtype)
-    view = memory[tuple(slice(None, None, s) for s in steps)].transpose(np.argsort(order))
+    view = memory[(..., *(slice(None, None, s) for s in steps))].transpose(np.argsort(order))
     view[...] = array
     return view
 

@@ -73,6 +73,7 @@ def elementwise(
     *rules: Rule | None,
     kinds: str = "f",
     result: DType | None = None,
+    least_bits: int = 8,
 ) -> OpDef:
     """Register an elementwise op.
 
@@ -85,6 +86,7 @@ def elementwise(
             No rules at all: whoever asks for the op's gradient is told that there is none.
         kinds: which dtypes it takes: ``f``, ``i``, ``u``, ``b`` (see ``DType.kind``).
         result: the result's dtype; default that of the inputs.
+        least_bits: the narrowest dtype it takes.
     """
 
     def infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:
@@ -93,6 +95,8 @@ def elementwise(
             if x.dtype.kind not in kinds:
                 wanted = " or ".join(_KINDS[k] for k in kinds)
                 raise ShapeError(f"{name} wants {wanted}, got {x.dtype}: cast it first")
+            if x.dtype.bits < least_bits:
+                raise ShapeError(f"{name} wants {least_bits} bits or more, got {x.dtype}")
             if x.dtype is not dtype:
                 raise ShapeError(
                     f"{name} wants operands of one dtype, got {dtype} and {x.dtype}: "

@@ -210,7 +210,7 @@ elementwise(
     lambda g, z, x, y: mul(g, where(eq(x, z), *_plus_minus(g))),
     None,
 )
-elementwise("nextafter", "nextafter({0}, {1})", np.nextafter)
+elementwise("nextafter", "nextafter({0}, {1})", np.nextafter, least_bits=32)
 
 
 def _plus_minus(like: Node) -> tuple[Node, Node]:
