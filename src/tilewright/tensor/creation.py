@@ -40,6 +40,7 @@ __all__ = [
     "meshgrid",
     "ones",
     "ones_like",
+    "shape_tuple",
     "tril",
     "triu",
     "zeros",
@@ -201,7 +202,8 @@ def from_dlpack(x: Any, /, *, device: Any = None, copy: bool | None = None) -> T
     return load(x, copy=copy)
 
 
-def _shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+def shape_tuple(shape: int | Sequence[int]) -> tuple[int, ...]:
+    """Sizes as a tuple; one may be given without."""
     sizes = (shape,) if hasattr(shape, "__index__") else shape
     out = tuple([n.__index__() for n in sizes])  # type: ignore[union-attr]
     if any(n < 0 for n in out):
@@ -230,21 +232,21 @@ def full(
         kind = as_dtype(dtype)
     if kind.is_integer and isinstance(fill_value, int):
         scalar_dtype(fill_value, kind)  # raises when it does not fit
-    return Tensor(filled(_shape(shape), fill_value, kind))
+    return Tensor(filled(shape_tuple(shape), fill_value, kind))
 
 
 def zeros(shape: int | Sequence[int], *, dtype: Any = None, device: Any = None) -> Tensor:
     """Zeros, float32 by default."""
     check_device(device)
     kind = DEFAULT_FLOAT if dtype is None else as_dtype(dtype)
-    return Tensor(filled(_shape(shape), 0, kind))
+    return Tensor(filled(shape_tuple(shape), 0, kind))
 
 
 def ones(shape: int | Sequence[int], *, dtype: Any = None, device: Any = None) -> Tensor:
     """Ones, float32 by default."""
     check_device(device)
     kind = DEFAULT_FLOAT if dtype is None else as_dtype(dtype)
-    return Tensor(filled(_shape(shape), 1, kind))
+    return Tensor(filled(shape_tuple(shape), 1, kind))
 
 
 def empty(shape: int | Sequence[int], *, dtype: Any = None, device: Any = None) -> Tensor:
@@ -371,7 +373,7 @@ def eye(
     """Ones on the ``k``-th diagonal (above the main one if positive), zeros elsewhere."""
     check_device(device)
     kind = DEFAULT_FLOAT if dtype is None else as_dtype(dtype)
-    shape = _shape((n_rows, n_rows if n_cols is None else n_cols))
+    shape = shape_tuple((n_rows, n_rows if n_cols is None else n_cols))
     return Tensor(cast_node(ew.eq(_diagonal(shape), scalar_node(k, DEFAULT_INT)), kind))
 
 
