@@ -91,7 +91,7 @@ def test_rows_and_columns_at_the_edges(machine: Machine) -> None:
     w.store(params[1], [window(bm, i), window(bn, j)], w.add(tile, w.const(1.0, f32)))
     w.store(params[2], [window(bm, i), window(bn, j)], w.cast(tile, i8))
     compiled = build(w.fn, machine)
-    assert "checked" in compiled.llvm  # inner tiles run without masks
+    assert "edge" in compiled.llvm  # inner tiles run without masks
     rng = np.random.default_rng(0)
     for shape in [(6, 36), (7, 40), (1, 1), (2, 17), (3, 19), (0, 5), (4, 0)]:
         x = values(rng, f32, shape)
@@ -111,7 +111,7 @@ def test_static_shapes_need_no_checks(machine: Machine) -> None:
 
     w.loop(0, 4, 1, [], body)
     compiled = build(w.fn, machine)
-    assert "checked" not in compiled.llvm
+    assert "edge" not in compiled.llvm
     assert "masked" not in compiled.llvm
     x = np.random.default_rng(0).normal(size=(4, 48)).astype("f")
     check_with(compiled, w.fn, [x, np.zeros_like(x)], (1,))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +21,15 @@ from typing import Any
 from tilewright.errors import CompileError
 from tilewright.targets.cpu.machine import Machine
 
-__all__ = ["CodeObject", "assembly", "compile_object", "optimise"]
+__all__ = ["LIGHT", "CodeObject", "assembly", "compile_object", "optimise"]
+
+
+LIGHT = "; light\n"
+"""First line of a module that is as good as the passes would make it: only calls are inlined.
+
+The passes cost more than all else for a small kernel, and leave its loops as they find them; what
+they would do across a loop (hoisting, strength reduction) code generation does anyway.
+"""
 
 
 @dataclass(frozen=True)
@@ -89,20 +98,40 @@ def target_machine(machine: Machine, opt: int = 3) -> Any:
     )
 
 
+class _PerThread(threading.local):
+    """Target machines with their data layouts: a thread uses its own again and again."""
+
+    def __init__(self) -> None:
+        self.machines: dict[tuple[str, str, str, int], tuple[Any, str]] = {}
+
+
+_PER_THREAD = _PerThread()
+
+
+def _kept_target_machine(machine: Machine, opt: int) -> tuple[Any, str]:
+    key = (machine.triple, machine.cpu, machine.features, opt)
+    found = _PER_THREAD.machines.get(key)
+    if found is None:
+        tm = target_machine(machine, opt)
+        found = _PER_THREAD.machines[key] = tm, str(tm.target_data)
+    return found
+
+
 def _optimised_module(llvm_text: str, machine: Machine, opt: int) -> tuple[Any, Any]:
     import llvmlite.binding as llvm
 
-    tm = target_machine(machine, opt)
+    light = llvm_text.startswith(LIGHT)
+    tm, layout = _kept_target_machine(machine, min(opt, 1) if light else opt)
     try:
         module = llvm.parse_assembly(llvm_text, llvm.create_context())
         module.triple = tm.triple
-        module.data_layout = str(tm.target_data)
+        module.data_layout = layout
         module.verify()
     except RuntimeError as error:
         raise CompileError(_explain(str(error), llvm_text)) from error
     # Kernels arrive as vectors with their loops already unrolled as far as it pays: looking for
     # more vectors only costs compile time, and unrolling more only costs instruction cache.
-    tuning = llvm.create_pipeline_tuning_options(speed_level=opt)
+    tuning = llvm.create_pipeline_tuning_options(speed_level=0 if light else opt)
     tuning.loop_vectorization = False
     tuning.slp_vectorization = False
     tuning.loop_interleaving = False

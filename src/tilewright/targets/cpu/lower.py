@@ -18,8 +18,10 @@ and on the packed matmul: promising LLVM distinct arrays changes nothing.)
 from __future__ import annotations
 
 import re
+from math import prod
 
 from tilewright.lang import ir
+from tilewright.targets.cpu.codegen import LIGHT
 from tilewright.targets.cpu.lowering import bounds, control, layout
 from tilewright.targets.cpu.lowering.context import ArrayRef, Context
 from tilewright.targets.cpu.lowering.emit import Emitter, Module, reg_type
@@ -44,44 +46,76 @@ def lower(fn: ir.Function, machine: Machine) -> str:
     name = symbol_name(fn.name)
     module = Module()
     slots = _Slots(fn)
-    entry = Emitter(module)
-    begin, program, done = (entry.label(hint) for hint in ("begin", "program", "done"))
-    entry.branch(entry.op("icmp slt i64 %lo, %hi"), begin, done)
-    entry.start(begin)
-    values = slots.load(entry)
+    small = _is_small(fn, machine)
+    em = Emitter(module)
+    begin, program, done = (em.label(hint) for hint in ("begin", "program", "done"))
+    em.branch(em.op("icmp slt i64 %lo, %hi"), begin, done)
+    em.start(begin)
+    values = slots.load(em)
     grid = tuple(values[:3])
     arrays, scalars = slots.bind(values)
-    first = _split(entry, grid)
-    entry.jump(program)
+    asked = _asked_axes(fn)
+    first = _split(em, grid, asked)
+    before = em.block
+    em.jump(program)
 
     # One program instance per trip.
-    entry.start(program)
-    p, p_line = entry.phi("i64", "%lo", begin)
-    pids = [entry.phi("i64", value, begin) for value in first]
-    ids = tuple(pid for pid, _ in pids)
-    plan = bounds.analyse(fn, entry, arrays, scalars, ids, grid)
-    arguments = [("i64", pid) for pid in ids] + list(zip(slots.types, values))
-    call_list = ", ".join(f"{t} {v}" for t, v in arguments)
-    bodies = [_body(fn, machine, module, slots, plan, f"{name}.body", checked=False)]
+    em.start(program)
+    p, p_line = em.phi("i64", "%lo", before)
+    pids = [em.phi("i64", value, before) for value in first]
+    ids = (*(pid for pid, _ in pids), "0", "0", "0")[:3]
+    plan = bounds.analyse(fn, em, arrays, scalars, ids, grid)
+    bodies: list[str] = []
+
+    def body(suffix: str, checked: bool) -> None:
+        if small:
+            em.enter()
+            _body_here(fn, machine, em, slots, plan, ids, values, checked)
+            em.leave()
+            return
+        symbol = f"{name}.{suffix}"
+        bodies.append(_body(fn, machine, module, slots, plan, symbol, checked))
+        arguments = [("i64", pid) for pid in ids] + list(zip(slots.types, values))
+        em.do(f"call void @{symbol}({', '.join(f'{t} {v}' for t, v in arguments)})")
+
     if plan.condition is None:
-        entry.do(f"call void @{name}.body({call_list})")
+        body("body", False)
     else:
-        bodies.append(_body(fn, machine, module, slots, plan, f"{name}.checked", checked=True))
-        fast, slow, joined = (entry.label(hint) for hint in ("inside", "edge", "next"))
-        entry.branch(plan.condition, fast, slow)
+        fast, slow, joined = (em.label(hint) for hint in ("inside", "edge", "next"))
+        em.branch(plan.condition, fast, slow)
         for label, suffix in ((fast, "body"), (slow, "checked")):
-            entry.start(label)
-            entry.do(f"call void @{name}.{suffix}({call_list})")
-            entry.jump(joined)
-        entry.start(joined)
-    _advance(entry, ids, [line for _, line in pids], grid)
-    after = entry.op(f"add i64 {p}, 1")
-    entry.add_incoming(p_line, after, entry.block)
-    entry.branch(entry.op(f"icmp slt i64 {after}, %hi"), program, done)
-    entry.start(done)
-    entry.do("ret void")
-    export = f"define void @{name}(ptr %args, i64 %lo, i64 %hi) {{\n{entry.body()}\n}}"
-    return module.text([export, *bodies])
+            em.start(label)
+            body(suffix, label is slow)
+            em.jump(joined)
+        em.start(joined)
+    _advance(em, pids, grid, asked)
+    after = em.op(f"add i64 {p}, 1")
+    em.add_incoming(p_line, after, em.block)
+    em.branch(em.op(f"icmp slt i64 {after}, %hi"), program, done)
+    em.start(done)
+    em.do("ret void")
+    export = f"define void @{name}(ptr %args, i64 %lo, i64 %hi) {{\n{em.body()}\n}}"
+    return (LIGHT if small else "") + module.text([export, *bodies])
+
+
+_SMALL = 256  # vector operations
+
+
+def _is_small(fn: ir.Function, machine: Machine) -> bool:
+    """Whether ``fn`` is straight enough that LLVM's costlier passes find nothing to do.
+
+    The kernels that are generated for a few fused elementwise ops or a reduction are: they are
+    many, and each runs for microseconds.
+    """
+    total = 0
+    for op in fn.body.walk():
+        if op.name in ("dot", "dot2", "dot4", "scan_with", "scratch"):
+            return False
+        for result in op.results:
+            if isinstance(result.type, ir.TileType):
+                shape = result.type.shape
+                total += prod(shape[:-1]) * -(-shape[-1] // machine.lanes) if shape else 1
+    return total <= _SMALL
 
 
 class _Slots:
@@ -131,28 +165,35 @@ class _Slots:
         return arrays, scalars
 
 
-def _split(em: Emitter, grid: tuple[str, ...]) -> list[str]:
-    """Program ids of instance ``%lo``."""
+def _asked_axes(fn: ir.Function) -> int:
+    """How many of the grid's axes ``fn`` tells apart: one past the last that it asks for."""
+    axes = [op.attrs["axis"] for op in fn.body.walk() if op.name == "program_id"]
+    return max(axes, default=-1) + 1
+
+
+def _split(em: Emitter, grid: tuple[str, ...], asked: int) -> list[str]:
+    """Program ids of instance ``%lo`` along the first ``asked`` axes."""
     ids: list[str] = []
     rest = "%lo"
-    for size in grid[:2]:
-        divisor = em.call("llvm.umax.i64", "i64", [("i64", size), ("i64", "1")])
+    for axis in range(min(asked, 2)):
+        divisor = em.call("llvm.umax.i64", "i64", [("i64", grid[axis]), ("i64", "1")])
         ids.append(em.op(f"urem i64 {rest}, {divisor}"))
-        rest = em.op(f"udiv i64 {rest}, {divisor}")
-    return [*ids, rest]
+        if axis + 1 < asked:
+            rest = em.op(f"udiv i64 {rest}, {divisor}")
+    return [*ids, rest] if asked == 3 else ids
 
 
-def _advance(em: Emitter, ids: tuple[str, ...], lines: list[int], grid: tuple[str, ...]) -> None:
+def _advance(em: Emitter, pids: list[tuple[str, int]], grid: tuple[str, ...], asked: int) -> None:
     """The next instance's program ids: count up, carrying into the next axis."""
-    carry = "true"
-    for axis in range(3):
-        step = em.op(f"zext i1 {carry} to i64")
-        up = em.op(f"add i64 {ids[axis]}, {step}")
+    step = "1"
+    for axis, (pid, line) in enumerate(pids):
+        up = em.op(f"add i64 {pid}, {step}")
         if axis < 2:
             full = em.op(f"icmp eq i64 {up}, {grid[axis]}")
             up = em.op(f"select i1 {full}, i64 0, i64 {up}")
-            carry = full
-        em.add_incoming(lines[axis], up, em.block)
+            if axis + 1 < asked:
+                step = em.op(f"zext i1 {full} to i64")
+        em.add_incoming(line, up, em.block)
 
 
 def _body(
@@ -168,6 +209,23 @@ def _body(
     em = Emitter(module)
     ids = ("%pid0", "%pid1", "%pid2")
     values = [f"%a{i}" for i in range(len(slots.types))]
+    _body_here(fn, machine, em, slots, plan, ids, values, checked)
+    em.do("ret void")
+    params = [f"i64 {v}" for v in ids] + [f"{t} {v}" for t, v in zip(slots.types, values)]
+    return f"define internal void @{name}({', '.join(params)}) noinline {{\n{em.body()}\n}}"
+
+
+def _body_here(
+    fn: ir.Function,
+    machine: Machine,
+    em: Emitter,
+    slots: _Slots,
+    plan: bounds.Plan,
+    ids: tuple[str, ...],
+    values: list[str],
+    checked: bool,
+) -> None:
+    """One version of the program instance where ``em`` stands."""
     ctx = Context(
         em,
         machine,
@@ -183,6 +241,3 @@ def _body(
     for param, operand in scalars.items():
         ctx.tiles[param] = Tile(param.dtype, (), 1, [operand])
     control.lower_block(ctx, fn.body)
-    em.do("ret void")
-    params = [f"i64 {v}" for v in ids] + [f"{t} {v}" for t, v in zip(slots.types, values)]
-    return f"define internal void @{name}({', '.join(params)}) noinline {{\n{em.body()}\n}}"

@@ -255,9 +255,10 @@ class Access:
             return self.load_element(*self.element(row, str(at)))
         pointer, inside = row
         pointer = em.gep(self.memory, pointer, str(at))
-        limits = self.lanes_inside(at, width)
         type = vec(self.memory, width)
-        if limits is None:
+        if self.ctx.machine.has_avx512 and self.needs_check(self.dims[-1]):
+            value = self._load_under(pointer, self._lane_mask(inside, at, width), width)
+        elif (limits := self.lanes_inside(at, width)) is None:
             if inside is not None:
                 pointer = em.op(f"select i1 {inside}, ptr {pointer}, ptr {self.filler()}")
             value = em.op(f"load {type}, ptr {pointer}, align {self.array.dtype.nbytes}")
@@ -279,8 +280,9 @@ class Access:
         type = vec(self.memory, width)
         if self.array.dtype is boolean:
             value = em.op(f"zext {vec('i1', width)} {value} to {type}")
-        limits = self.lanes_inside(at, width)
-        if limits is None:
+        if self.ctx.machine.has_avx512 and self.needs_check(self.dims[-1]):
+            self._store_under(pointer, self._lane_mask(inside, at, width), width, value)
+        elif (limits := self.lanes_inside(at, width)) is None:
             if inside is not None:
                 pointer = em.op(f"select i1 {inside}, ptr {pointer}, ptr {self.dump()}")
             em.do(f"store {type} {value}, ptr {pointer}, align {self.array.dtype.nbytes}")
@@ -311,6 +313,39 @@ class Access:
             em.remember(key, found)
         return str(found)
 
+    def _lane_mask(self, inside: str | None, at: int, width: int) -> str:
+        """Which lanes of a chunk lie inside: their numbers, unsigned, are below the size.
+
+        That holds for negative starts and for sums that wrap around too.
+        """
+        em = self.ctx.em
+        number = self.dims[-1]
+        start, size = self._index(number), self.array.shape[number]
+        key = ("lanes inside", inside, start, size, at, width)
+        found = em.recall(key)
+        if found is None:
+            type = vec("i64", width)
+            if inside is not None:
+                size = self._size_if(inside, size)
+            places = em.recall(("places", start, at, width))
+            if places is None:
+                first = em.splat("i64", start, width)
+                places = em.op(f"add {type} {first}, {em.iota(width, start=at)}")
+                em.remember(("places", start, at, width), places)
+            found = em.op(f"icmp ult {type} {places}, {em.splat('i64', size, width)}")
+            em.remember(key, found)
+        return str(found)
+
+    def _size_if(self, inside: str, size: str) -> str:
+        """``size``, or 0 in a row that is outside."""
+        em = self.ctx.em
+        key = ("size if", inside, size)
+        found = em.recall(key)
+        if found is None:
+            found = em.op(f"select i1 {inside}, i64 {size}, i64 0")
+            em.remember(key, found)
+        return str(found)
+
     def _has_masks(self) -> bool:
         """Whether the machine masks memory operations on this element type."""
         machine = self.ctx.machine
@@ -332,7 +367,13 @@ class Access:
                     (self.memory, fill),
                 ],
             )
-        mask = self._mask(limits, width)
+        return self._load_under(pointer, self._mask(limits, width), width)
+
+    def _load_under(self, pointer: str, mask: str, width: int) -> str:
+        """A masked load; the other lanes take the fill value."""
+        em = self.ctx.em
+        type = vec(self.memory, width)
+        fill = {"false": "0", "true": "1"}.get(self.fill, self.fill)
         passthru = f"splat ({self.memory} {fill})"
         return em.call(
             f"llvm.masked.load.{mangle(self.memory, width)}.p0",
@@ -357,7 +398,11 @@ class Access:
                 f"{type} {value})"
             )
             return
-        mask = self._mask(limits, width)
+        self._store_under(pointer, self._mask(limits, width), width, value)
+
+    def _store_under(self, pointer: str, mask: str, width: int, value: str) -> None:
+        em = self.ctx.em
+        type = vec(self.memory, width)
         name = em.module.declare(
             f"llvm.masked.store.{mangle(self.memory, width)}.p0",
             "void",

@@ -42,8 +42,7 @@ class Context:
         scalars: tiles kept as scalars (:mod:`.layout`).
         deferred: loads that their only user reads straight from memory.
         arrays, tiles: what the IR's values became.
-    scratch_bytes, dump: stack memory handed out so far; where unwanted stores go.
-    block_width: lanes that each scalar of a ``scan_with`` body stands for.
+        scratch_bytes, dump: stack memory handed out so far; where unwanted stores go.
         block_width: lanes that each scalar of a ``scan_with`` body stands for.
     """
 

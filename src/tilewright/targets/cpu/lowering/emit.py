@@ -202,12 +202,14 @@ class Emitter:
 
     # --- instructions ---
 
-    def call(self, name: str, result: str, args: Sequence[tuple[str, str]]) -> str:
+    def call(
+        self, name: str, result: str, args: Sequence[tuple[str, str]], attribute: str = ""
+    ) -> str:
         """Call ``@name`` with (type, operand) pairs, declaring it if it is not a helper."""
         if not self.module.has_helper(name):
             self.module.declare(name, result, [t for t, _ in args])
         text = ", ".join(f"{t} {v}" for t, v in args)
-        return self.op(f"call {result} @{name}({text})")
+        return self.op(f"call {result} @{name}({text}) {attribute}".rstrip())
 
     def intrinsic(self, stem: str, element: str, width: int, *args: str) -> str:
         """``llvm.STEM.vNT(args)`` where all arguments and the result share one type."""

@@ -61,7 +61,9 @@ def call(ctx: Context, name: str, dtype: DType, width: int, *args: str) -> str:
             f"define internal {type} @{symbol}({head}) alwaysinline {{\n{em.body()}\n}}",
         )
     type = vec(element, width)
-    return ctx.em.call(symbol, type, [(type, a) for a in args])
+    # Edges are rare: one copy of the function serves them all.
+    attribute = "noinline" if ctx.checked else ""
+    return ctx.em.call(symbol, type, [(type, a) for a in args], attribute)
 
 
 # --- exponentials --------------------------------------------------------------------------------
