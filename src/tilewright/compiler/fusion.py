@@ -56,6 +56,7 @@ class Group:
         maps: how each member's axes lie in the domain.
         reads: groups (bits) that this one reads directly.
         closed: takes no further members (its results are finished in a second kernel).
+        into: the group that has taken its members over, if any.
     """
 
     number: int
@@ -65,6 +66,7 @@ class Group:
     maps: dict[Node, Map] = field(default_factory=dict)
     reads: int = 0
     closed: bool = False
+    into: Group | None = None
 
     def is_full(self, m: Map) -> bool:
         """Whether a value with this map has the whole domain."""
@@ -221,7 +223,7 @@ class _Partition:
                 self._place_reduction(node)
             elif is_elementwise(node) or node.op == "iota":
                 self._place_elementwise(node)
-        return self.groups
+        return [g for g in self.groups if g.into is None]
 
     def _closure(self, bits: int) -> int:
         """``bits`` and every group those read, through any path."""
@@ -289,11 +291,76 @@ class _Partition:
             m = self._extended(group, _map_of_user(node, source, found[1]), node)
             if m is not None and self._fits(node, group, m):
                 self._add(node, group, m)
+                for other in node.inputs:
+                    self._merge(node, other)
                 return
         shape = [n for n in node.shape if n != 1]
         assert all(isinstance(n, int) for n in shape)
         group = self._new(tuple(shape))  # type: ignore[arg-type]
         self._add(node, group, _natural(node))
+
+    def _merge(self, node: Node, source: Node) -> None:
+        """Let the group of ``source``, which ``node`` reads, and that of ``node`` be one."""
+        found, here = self.maps.get(source), self.maps.get(node)
+        if found is None or here is None or found[0] is here[0] or source in self.cheap:
+            return
+        if found[0].closed or here[0].closed:
+            return
+        wanted = map_of_input(node, source, here[1])
+        for one, its, other, theirs in (
+            (found[0], found[1], here[0], wanted),
+            (here[0], wanted, found[0], found[1]),
+        ):
+            along = {a: b for a, b in zip(its, theirs) if a >= 0}
+            if self._walks_with(one, other, along) and self._take_over(other, one, along):
+                return
+
+    @staticmethod
+    def _walks_with(one: Group, other: Group, along: dict[int, int]) -> bool:
+        """Whether members of ``one``, its axes renamed by ``along``, can be members of ``other``."""
+        if len(along) != len(one.domain) or len(set(along.values())) != len(along):
+            return False
+        axes = set(along.values())
+        if axes == set(range(len(other.domain))):
+            if one.reduced is None or other.reduced is None:
+                return True
+            return frozenset(along[d] for d in one.reduced) == other.reduced
+        kept = set(range(len(other.domain))) - (other.reduced or frozenset())
+        return one.reduced is None and other.reduced is not None and axes == kept
+
+    def _take_over(self, group: Group, other: Group, along: dict[int, int]) -> bool:
+        """Make the members of ``other`` members of ``group``, unless a cycle would arise."""
+        bits = 1 << group.number | 1 << other.number
+        moved = {n: tuple(along[d] if d >= 0 else -1 for d in m) for n, m in other.maps.items()}
+        members = sorted([*group.members, *other.members], key=_index)
+        maps = group.maps | moved
+        outside = 0
+        for member in members:
+            for operand in member.inputs:
+                if operand in self.cheap:
+                    continue
+                where = self.maps.get(operand)
+                if where is None or where[0] not in (group, other):
+                    outside |= self.above[operand]
+                    continue
+                its = where[1]
+                if where[0] is other:
+                    its = tuple(along[d] if d >= 0 else -1 for d in its)
+                if member.op not in REDUCTIONS and its != map_of_input(
+                    member, operand, maps[member]
+                ):
+                    return False
+        if self._closure(outside) & bits:
+            return False  # something between the two would have to run in their midst
+        for node, (its_group, m) in list(self.maps.items()):
+            if its_group is other:
+                self.maps[node] = group, tuple(along[d] if d >= 0 else -1 for d in m)
+        if other.reduced is not None:
+            group.reduced = frozenset(along[d] for d in other.reduced)
+        group.members, group.maps = members, maps
+        group.reads = (group.reads | other.reads) & ~bits
+        other.into, other.reads = group, 1 << group.number
+        return True
 
     def _place_reduction(self, node: Node) -> None:
         (source,) = node.inputs
