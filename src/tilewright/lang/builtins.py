@@ -90,6 +90,7 @@ from tilewright.lang.reductions import (
     associative_scan,
     cumsum,
     dot,
+    dot2,
     dot4,
     max,
     min,
@@ -136,6 +137,7 @@ __all__ = [
     "cosh",
     "cumsum",
     "dot",
+    "dot2",
     "dot4",
     "erf",
     "erfinv",
@@ -166,6 +168,7 @@ __all__ = [
     "num_programs",
     "popcount",
     "pow",
+    "prefetch",
     "prod",
     "program_id",
     "range",
@@ -353,6 +356,18 @@ def load(window: Tile, fill: Any = 0) -> Tile:
     if isinstance(value, float) and not window.dtype.is_float:
         raise KernelError(f"fill {value!r} is not a value of {window.dtype}")
     return current().reload(window, representable(value, window.dtype))
+
+
+@builtin
+def prefetch(window: Tile, write: bool = False) -> None:
+    """``prefetch(x[row, j : j + BLOCK])``: memory that will be read soon (or written) comes closer.
+
+    A hint: no value depends on it, and the window may lie outside its array. The subscript must be
+    written in place.
+    """
+    if not isinstance(window, Tile) or window.origin is None:
+        raise KernelError("prefetch wants a subscript of an array, prefetch(x[i : i + N])")
+    current().prefetch(window, bool(write))
 
 
 PYTHON_NAMES: Final[dict[str, Any]] = {

@@ -287,6 +287,27 @@ def _dot(dtypes: Sequence[DType], a: np.ndarray, b: np.ndarray, acc: np.ndarray)
     return acc
 
 
+def _dot2(acc: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """VDPBF16PS: the second pair first, each product added with one rounding, no subnormals."""
+    total = _flushed(acc, acc)
+    for half in (np.uint32(0xFFFF0000), np.uint32(0xFFFF)):
+        x, y = (
+            (np.asarray(v, np.uint32) & half) << np.uint32(16 if half == 0xFFFF else 0)
+            for v in (a, b)
+        )
+        x, y = (_flushed(v.view(np.float32), v.view(np.float32)) for v in (x, y))
+        with np.errstate(all="ignore"):
+            exact = x.astype(np.float64) * y + total
+        total = _flushed(fused_multiply_add(f32, x, y, total), exact)
+    return total
+
+
+def _flushed(value: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """``value`` with what is below the normal range, before its exponent is cut off, as zero."""
+    tiny = np.abs(exact) < 2.0**-126 - 2.0**-151
+    return np.where(tiny, np.copysign(np.float32(0), value), value).astype(np.float32)
+
+
 def _dot4(dtypes: Sequence[DType], acc: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     total = acc.astype(np.int32)
     shape = np.broadcast_shapes(acc.shape, a.shape, b.shape)
@@ -348,6 +369,8 @@ def evaluate(
         return _scan(dtype, args[0], attrs["fn"], attrs["axis"], attrs["reverse"])
     if name == "dot":
         return _dot(dtypes, *args)
+    if name == "dot2":
+        return _dot2(*args)
     if name == "dot4":
         return _dot4(dtypes, *args)
     raise NotImplementedError(name)

@@ -129,6 +129,9 @@ class Interpreter:
         data = load(array.data, array.dtype, axes, [t.data for t in index], fill)
         return Tile(data, tile.dtype, tile.shape)
 
+    def prefetch(self, tile: Tile, write: bool) -> None:
+        """Values do not depend on it."""
+
 
 # --- memory --------------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ Op table (``name``: operands -> result; attributes in braces)::
     program_id, num_programs       -> i64             {axis}
     dim         array              -> i64             {axis}
     scratch                        -> array           static shape; contents undefined until stored
-    load        array, index...    -> tile            {axes, fill}
+    load        array, index...    -> tile            {axes, fill, prefetch}; prefetch: a hint
+                                                      ("read", "write"), the result is not used
     store       array, index..., value                {axes}
     arange                         -> i64 (n,)        {start, stop}
     cast        x                  -> tile            result dtype; float->int truncates, saturating
@@ -31,6 +32,7 @@ Op table (``name``: operands -> result; attributes in braces)::
     scan        x                  -> tile            {fn, axis, reverse}; inclusive
     scan_with   x...               -> tiles           {axis, reverse}; block combines two elements
     dot         a, b, acc          -> acc's type      (m,k) x (k,n) + (m,n)
+    dot2        acc, a, b          -> f32             two packed bf16 products added to acc
     dot4        acc, a, b          -> i32             four packed byte products added to acc
     for         lo, hi, step, init... -> carried...   block(iv, carried...) ends in yield
     if          cond, (blocks)     -> values          two blocks, each ends in yield
@@ -55,6 +57,9 @@ Numerics. Every op rounds to its own dtype; nothing is contracted or reassociate
 multiply-add exists only where the source says ``fma`` or ``dot``. ``dot`` accumulates in the dtype
 of ``acc`` with one fused multiply-add per k in ascending order, whatever the tile sizes: that order
 is a contract; ``a`` and ``b`` may have other dtypes and are converted to that of ``acc`` first.
+``dot2`` takes bf16 pairs packed in u32, the first in the low half, and is what the instruction
+VDPBF16PS does: the second product is added to ``acc`` with one rounding (to nearest even), then the
+first one; operands and results below the normal range count as zeros of their sign.
 ``dot4`` is exact in int32 (wrapping); an operand of dtype u32 holds unsigned bytes, one of dtype
 i32 signed bytes. The order of a float ``reduce`` depends only on the length of the reduced axis and
 the target, never on the other axes; a float ``scan`` runs in sequence.

@@ -25,8 +25,8 @@ from tilewright.lang.tile import (
 )
 
 __all__ = [
-    "all", "any", "argmax", "argmin", "associative_scan", "cumsum", "dot", "dot4", "max", "min",
-    "prod", "sum",
+    "all", "any", "argmax", "argmin", "associative_scan", "cumsum", "dot", "dot2", "dot4", "max",
+    "min", "prod", "sum",
 ]  # fmt: skip
 
 
@@ -203,6 +203,22 @@ def dot(a: Any, b: Any, acc: Any = None) -> Tile:
         if floats and not total.dtype.is_float:
             raise KernelError(f"dot of floats cannot add to {describe(total)}")
     return current().emit("dot", (x, y, total), (total.type,))[0]
+
+
+@builtin
+def dot2(acc: Any, a: Any, b: Any) -> Tile:
+    """``acc`` plus the two products of the bf16 pairs packed in each element of ``a`` and ``b``.
+
+    ``acc`` is f32; ``a`` and ``b`` are u32, the first of a pair in the low half; the three
+    broadcast against each other. Rounding: see the numerics of :mod:`tilewright.lang.ir`.
+    """
+    total, x, y = as_tile(acc), as_tile(a), as_tile(b)
+    if total.dtype is not f32 or x.dtype is not u32 or y.dtype is not u32:
+        raise KernelError(
+            f"dot2 wants (f32, u32, u32), got {describe(total)}, {describe(x)}, {describe(y)}"
+        )
+    shape = broadcast("dot2", total, x, y)
+    return current().emit("dot2", (total, x, y), (TileType(f32, shape),))[0]
 
 
 @builtin

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from tilewright.dtypes import DType, boolean, i32, i64, u32
+from tilewright.dtypes import DType, boolean, f32, i32, i64, u32
 from tilewright.errors import KernelError
 from tilewright.lang.functions import BINARY_FUNCTIONS, UNARY_FUNCTIONS
 from tilewright.lang.ir import (
@@ -113,6 +113,12 @@ def _check_dot(op: Op) -> str:
     if op.operands[2].dtype is boolean:
         return "cannot accumulate in bool"
     return "" if op.result.type == op.operands[2].type else "result must have acc's type"
+
+
+def _check_dot2(op: Op) -> str:
+    if op.operands[0].dtype is not f32 or any(v.dtype is not u32 for v in op.operands[1:]):
+        return "wants (f32, u32, u32)"
+    return _check_broadcast(op, [v.shape for v in op.operands])
 
 
 def _check_dot4(op: Op) -> str:
@@ -283,6 +289,7 @@ _CHECKS: Final[dict[str, Callable[[Op], str]]] = {
     ),
     "where": _check_where,
     "dot": _check_dot,
+    "dot2": _check_dot2,
     "dot4": _check_dot4,
     "for": _check_for,
     "if": _check_if,

@@ -27,6 +27,7 @@ __all__ = ["Check", "Plan", "analyse"]
 
 _LEAF_BITS = 40
 _MAX_BITS = 62
+_PROGRAM_BITS = 28  # a launch with more programs is refused
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class _Analysis:
                 assert isinstance(kind, ir.ArrayType)
                 shape = tuple(str(n) for n in kind.shape)
                 self.arrays[op.result] = ArrayRef(kind.dtype, "", shape, (), scratch=True)
-            elif op.name in ("load", "store"):
+            elif op.name in ("load", "store") and "prefetch" not in op.attrs:
                 self.access(plan, op)
         plan.endless = {op for iv, op in self.loops.items() if self.range(iv).bits is None}
         condition: str | None = None
@@ -279,7 +280,7 @@ class _Analysis:
         return self.leaf(str(int(op.attrs["value"])), False)
 
     def _program_id(self, op: ir.Op) -> Range:
-        return self.leaf(self.program[op.attrs["axis"]], True)
+        return self.leaf(self.program[op.attrs["axis"]], True, _PROGRAM_BITS)
 
     def _num_programs(self, op: ir.Op) -> Range:
         return self.guarded(self.grid[op.attrs["axis"]], True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from tilewright.dtypes import DType, boolean, i32, u32
+from tilewright.dtypes import DType, boolean, f32, i32, u32
 from tilewright.lang import ir
 from tilewright.targets.cpu.lowering import arith
 from tilewright.targets.cpu.lowering.access import Access
@@ -324,6 +324,53 @@ def _spill(ctx: Context, tile: Tile) -> _Matrix:
     return _Matrix(tile.dtype, pointer, str(padded), "1")
 
 
+# --- packed bf16 pairs ---
+
+
+def _dot2(ctx: Context, op: ir.Op) -> None:
+    elementwise(ctx, op, lambda v, w: dot2_value(ctx, v[0], v[1], v[2], w))
+
+
+def dot2_value(ctx: Context, acc: str, a: str, b: str, width: int) -> str:
+    """``acc`` plus two bf16 products per lane, rounded and flushed as the IR's numerics say.
+
+    Without the instruction a result in the half unit below the smallest normal number may be that
+    number instead of zero: its rounding is not seen.
+    """
+    em = ctx.em
+    if ctx.machine.has_avx512_bf16 and width in (4, 8, 16):
+        type, many = vec("float", width), vec("bfloat", 2 * width)
+        a, b = (em.op(f"bitcast {vec('i32', width)} {x} to {many}") for x in (a, b))
+        name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * width}"
+        return em.call(name, type, [(type, acc), (many, a), (many, b)])
+    words = vec("i32", width)
+    acc = _without_subnormals(ctx, acc, width)
+    for half in ("high", "low"):
+        parts: list[str] = []
+        for x in (a, b):
+            if half == "high":
+                bits = em.op(f"and {words} {x}, {literal_all(-65536, width)}")
+            else:
+                bits = em.op(f"shl {words} {x}, {literal_all(16, width)}")
+            value = em.op(f"bitcast {words} {bits} to {vec('float', width)}")
+            parts.append(_without_subnormals(ctx, value, width))
+        total = arith.fma_value(ctx, f32, parts[0], parts[1], acc, width)
+        acc = _without_subnormals(ctx, total, width)
+    return acc
+
+
+def _without_subnormals(ctx: Context, value: str, width: int) -> str:
+    """f32 lanes below the normal range become zeros of their sign."""
+    em = ctx.em
+    type, words, flag = vec("float", width), vec("i32", width), vec("i1", width)
+    bits = em.op(f"bitcast {type} {value} to {words}")
+    exponent = em.op(f"and {words} {bits}, {literal_all(0x7F800000, width)}")
+    tiny = em.op(f"icmp eq {words} {exponent}, {literal_all(0, width)}")
+    sign = em.op(f"and {words} {bits}, {literal_all(-0x80000000, width)}")
+    bits = em.op(f"select {flag} {tiny}, {words} {sign}, {words} {bits}")
+    return em.op(f"bitcast {words} {bits} to {type}")
+
+
 # --- packed bytes ---
 
 
@@ -440,4 +487,4 @@ def _byte(ctx: Context, value: str, shift: int, dtype: DType, width: int) -> str
     return em.op(f"{op} {type} {value}, {literal_all(24, width)}")
 
 
-HANDLERS: dict[str, Handler] = {"dot": _dot, "dot4": _dot4}
+HANDLERS: dict[str, Handler] = {"dot": _dot, "dot2": _dot2, "dot4": _dot4}

@@ -12,14 +12,33 @@ from tilewright.targets.cpu.lowering.tile import aligned, chunk_widths
 
 __all__ = ["HANDLERS", "load_tile"]
 
-MAX_SCRATCH_BYTES = 256 * 1024  # a thread's stack is some megabytes; two versions never nest
+MAX_SCRATCH_BYTES = 768 * 1024  # a thread's stack is 8 MB; both versions of a body may be in it
+_LINE_BYTES = 64
 
 
 def _load(ctx: Context, op: ir.Op) -> None:
     if op.result in ctx.deferred:
         return
     access = Access(ctx, op)
+    if "prefetch" in op.attrs:
+        _prefetch(ctx, access, op.attrs["prefetch"] == "write")
+        return
     ctx.set(op.result, load_tile(access, ctx.width(op.result)))
+
+
+def _prefetch(ctx: Context, access: Access, write: bool) -> None:
+    """One hint per cache line that a row touches; an address that is not there does no harm."""
+    em = ctx.em
+    if prod(access.shape) == 0:
+        return
+    step = _LINE_BYTES // access.array.dtype.nbytes if access.contiguous else 1
+    for row in access.rows():
+        last = access.shape[-1] if access.shape else 1
+        for at in sorted({*range(0, last, step), last - 1}):
+            pointer, _ = access.element(row, str(at))
+            types = ["ptr", "i32", "i32", "i32"]
+            name = em.module.declare("llvm.prefetch.p0", "void", types)
+            em.do(f"call void {name}(ptr {pointer}, i32 {int(write)}, i32 3, i32 1)")
 
 
 def load_tile(access: Access, width: int) -> list[str]:

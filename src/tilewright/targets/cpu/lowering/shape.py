@@ -9,6 +9,7 @@ from tilewright.lang import ir
 from tilewright.targets.cpu.lowering.context import Context, Handler
 from tilewright.targets.cpu.lowering.emit import literal, reg_type
 from tilewright.targets.cpu.lowering.tile import Tile, elements, from_elements, with_width
+from tilewright.targets.cpu.lowering.transpose import fits, transposed
 
 __all__ = ["HANDLERS"]
 
@@ -83,6 +84,9 @@ def _transpose(ctx: Context, op: ir.Op) -> None:
         rows = tile.rows()
         order = _permuted(source.shape[:-1], perm[:-1])
         ctx.set(result, [v for r in order for v in rows[r]])
+        return
+    if rank == 2 and fits(ctx, source, ctx.width(result)):
+        ctx.set(result, transposed(ctx, source))
         return
     scalars = elements(ctx.em, source)
     order = _permuted(source.shape, perm)
