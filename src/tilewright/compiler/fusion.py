@@ -317,7 +317,7 @@ class _Partition:
 
     @staticmethod
     def _walks_with(one: Group, other: Group, along: dict[int, int]) -> bool:
-        """Whether members of ``one``, its axes renamed by ``along``, can be members of ``other``."""
+        """Whether members of ``one``, axes renamed by ``along``, can be members of ``other``."""
         if len(along) != len(one.domain) or len(set(along.values())) != len(along):
             return False
         axes = set(along.values())

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from tilewright.compiler.fusion import pending
 from tilewright.compiler.static import Output, StaticProgram, build, scalar_bits
-from tilewright.dtypes import u8
 from tilewright.graph import Node
-from tilewright.runtime.buffers import Buffer, empty
+from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import default_pool, default_target
+from tilewright.runtime.memory import Memory, take
 
 __all__ = ["Realizer", "realize", "structure"]
 
@@ -58,7 +58,7 @@ class Realizer:
     def __init__(self) -> None:
         self._programs: OrderedDict[tuple[Any, ...], StaticProgram] = OrderedDict()
         self._lock = threading.RLock()
-        self._arena: Buffer = empty(u8, (1,))
+        self._arena: Memory = take(1)
 
     def run(self, roots: list[Node]) -> None:
         """Compute ``roots``, none of which has a value yet."""
@@ -77,29 +77,33 @@ class Realizer:
             self._execute(program, order, roots)
 
     def _execute(self, program: StaticProgram, order: list[Node], roots: list[Node]) -> None:
-        leaves = [n.value for n in order if n.value is not None]
-        numbers = [
-            scalar_bits(node.attrs["value"], node.dtype)
-            for i in program.scalar_positions
-            for node in (order[i],)
-        ]
-        fresh = [empty(u8, (n,)) for n in program.output_bytes]
-        if self._arena.size < program.arena_bytes:
-            self._arena = empty(u8, (program.arena_bytes,))
-        addresses = [b.pointer for b in leaves]
-        addresses += [b.pointer for b in fresh]
+        owners: list[Any] = []
+        addresses: list[int] = []
+        for node in order:
+            value = node.value
+            if value is not None:
+                owners.append(value.owner)
+                addresses.append(value.pointer)
+        for nbytes in program.output_bytes:
+            memory = take(nbytes)
+            owners.append(memory)
+            addresses.append(memory.pointer)
+        if self._arena.nbytes < program.arena_bytes:
+            self._arena = take(program.arena_bytes)
         addresses.append(self._arena.pointer)
+        numbers = []
+        for i in program.scalar_positions:
+            node = order[i]
+            numbers.append(scalar_bits(node.attrs["value"], node.dtype))
         program.run(addresses, numbers)
-        storages = [*leaves, *fresh]
         for root, out in zip(roots, program.outputs):
-            root.set_value(located(out, program, storages))
+            root.value = located(out, addresses, owners)
 
 
-def located(out: Output, program: StaticProgram, storages: Sequence[Buffer]) -> Buffer:
+def located(out: Output, addresses: Sequence[int], owners: Sequence[Any]) -> Buffer:
     """The buffer of a root, once its storage has an address."""
-    storage = storages[program.places[out.storage]]
-    pointer = storage.pointer + out.offset
-    return Buffer(out.dtype, out.shape, out.strides, pointer, storage.owner)
+    place = out.place
+    return Buffer(out.dtype, out.shape, out.strides, addresses[place] + out.offset, owners[place])
 
 
 _REALIZER = Realizer()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -36,6 +36,7 @@ __all__ = ["Output", "StaticProgram", "build", "scalar_bits"]
 
 _SHIFT: Final = 44  # bits of an offset: 16 TiB
 _MIDDLE: Final = 1 << (_SHIFT - 1)
+_FEW: Final = 24
 _PIECEWISE = frozenset({"pad", "concat"})
 
 
@@ -67,9 +68,9 @@ class _HostCall:
 
 @dataclass(frozen=True)
 class Output:
-    """Where a root lies: in which storage, at which byte, with which layout."""
+    """Where a root lies: at which address of the program, at which byte, with which layout."""
 
-    storage: int
+    place: int
     offset: int
     dtype: DType
     shape: tuple[int, ...]
@@ -102,7 +103,6 @@ class StaticProgram:
 
     def __init__(self, builder: _Builder, target: Any, pool: Any) -> None:
         scalars: list[Node] = []
-        self.outputs = builder.outputs
         self.pool = pool
         storages = builder.storages
         self.n_leaves = len(builder.leaves)
@@ -112,11 +112,11 @@ class StaticProgram:
         place |= {s.number: self.n_leaves + i for i, s in enumerate(fresh)}
         place |= {s.number: place[s.over] for s in storages if s.kind == "alias"}
         self.in_place = builder.in_place
-        self.places = place
+        self.outputs = [replace(o, place=place[o.place]) for o in builder.outputs]
         self.arena_bytes = _pack_arena(storages)
         arena = self.n_leaves + len(fresh)
         self.segments: list[LaunchTable | _HostCall] = []
-        self._patches: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._patches: list[Any] = []  # per table: (slot, source, offset), as rows or as columns
         self._numbers: list[list[tuple[int, int]]] = []  # per table: (slot, scalar)
         self._host: list[tuple[list[Output], list[Output]]] = []
 
@@ -143,7 +143,7 @@ class StaticProgram:
                 run = []
             if call is not None:
                 self.segments.append(call)
-                self._patches.append((np.zeros(0, np.int64),) * 3)
+                self._patches.append([])
                 self._numbers.append([])
         position = {node: i for i, node in enumerate(builder.order)}
         self.scalar_positions = [position[node] for node in scalars]
@@ -174,13 +174,12 @@ class StaticProgram:
                         numbers.append((at, scalars.index(arg.node)))
                     at += 1
         self.segments.append(table_)
-        self._patches.append(
-            (
-                np.array(slots, np.int64),
-                np.array(sources, np.int64),
-                np.array(offsets, np.int64),
+        if len(slots) <= _FEW:  # Python is quicker than three calls of NumPy
+            self._patches.append(list(zip(slots, sources, offsets)))
+        else:
+            self._patches.append(
+                tuple(np.array(column, np.int64) for column in (slots, sources, offsets))
             )
-        )
         self._numbers.append(numbers)
 
     def run(self, addresses: Sequence[int], numbers: Sequence[int]) -> None:
@@ -190,17 +189,21 @@ class StaticProgram:
             addresses: of every leaf, then of every output storage, then of the arena.
             numbers: the bits of every scalar (:func:`scalar_bits`).
         """
-        bases = np.array(addresses, np.int64)
-        for segment, (slots, sources, offsets), scalars in zip(
-            self.segments, self._patches, self._numbers
-        ):
+        for segment, patches, scalars in zip(self.segments, self._patches, self._numbers):
             if isinstance(segment, _HostCall):
                 self._run_host(segment, addresses)
                 continue
-            memory = segment.memory
-            memory[slots] = bases[sources] + offsets
-            for slot, number in scalars:
-                memory[slot] = numbers[number]
+            if isinstance(patches, list):
+                slots = segment.slots
+                for slot, source, offset in patches:
+                    slots[slot] = addresses[source] + offset
+                for slot, number in scalars:
+                    slots[slot] = numbers[number]
+            else:
+                at, sources, offsets = patches
+                segment.memory[at] = np.array(addresses, np.int64)[sources] + offsets
+                for slot, number in scalars:
+                    segment.memory[slot] = numbers[number]
             segment.run(self.pool)
 
     def _run_host(self, call: _HostCall, addresses: Sequence[int]) -> None:

@@ -17,9 +17,9 @@ __all__ = ["ALIGN", "Buffer", "dense_strides", "empty", "from_array", "padded_st
 ALIGN: Final = 64
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Buffer:
-    """An array in memory.
+    """An array in memory. Not to be changed (and no frozen dataclass: those are slow to make).
 
     Attributes:
         dtype: element type; bf16 is stored as uint16 bit patterns.

@@ -145,8 +145,17 @@ def _pool_of(threads: int) -> Pool:
 
 def _environment() -> tuple[str, str]:
     """What decides between default targets and pools."""
+    if _RAW_ENVIRONMENT is not None:  # what os.environ wraps; asked at every dynamic step
+        cpu = _RAW_ENVIRONMENT.get(_CPU)
+        threads = _RAW_ENVIRONMENT.get(_THREADS)
+        if cpu is None and threads is None:
+            return "", ""
     get = os.environ.get
     return get("TILEWRIGHT_CPU", ""), get("TILEWRIGHT_THREADS", "")
+
+
+_RAW_ENVIRONMENT = getattr(os.environ, "_data", None)
+_CPU, _THREADS = map(os.environ.encodekey, ("TILEWRIGHT_CPU", "TILEWRIGHT_THREADS"))
 
 
 @lru_cache(maxsize=16)

@@ -51,6 +51,7 @@ class LaunchTable:
     Attributes:
         launches: what was packed. An update replaces its entry.
         memory: int64; rows, then argument blocks, each on a cache line of its own.
+        slots: the same memory.
     """
 
     def __init__(self, launches: Sequence[Launch]) -> None:
@@ -65,6 +66,7 @@ class LaunchTable:
         raw = np.zeros(at + _LINE, np.int64)
         first = (-raw.ctypes.data % 64) // 8
         self.memory = raw[first : first + at]
+        self.slots: Any = memoryview(self.memory.data)  # sets single slots faster than NumPy does
         self._address = self.memory.ctypes.data
         self._native = all(launch.executable.address for launch in self.launches)
         for i, (launch, block) in enumerate(zip(self.launches, blocks)):

@@ -27,6 +27,7 @@ from tilewright.errors import TraceError
 from tilewright.graph import Node, data_node
 from tilewright.runtime.buffers import Buffer, empty
 from tilewright.runtime.launch import default_pool, default_target
+from tilewright.runtime.memory import Memory, take
 from tilewright.tensor.core import LEAF, PLAIN, Tensor, own, realize
 from tilewright.tensor.modes import mode, tracing
 from tilewright.tensor.tree import leaves, map_tree, replaced
@@ -290,8 +291,8 @@ class _Entry:
         self.outputs = outputs
         self.states = states
         self.grads = grads
-        self.arena = empty(u8, (max(program.arena_bytes, 1),))
-        self.spare: list[Buffer | None] = [None] * len(program.output_bytes)
+        self.arena = take(program.arena_bytes)
+        self.spare: list[Memory | None] = [None] * len(program.output_bytes)
         # the shape of the result, without the trace in it
         self.result = map_tree(lambda t: Tensor(data_node(_NOTHING)), result)
 
@@ -308,17 +309,22 @@ class _Entry:
             tensor = ref()
             if in_place and tensor is not None:
                 _make_own(tensor)
-        leaves_ = [self._leaf(b, tensors) for b in self.bindings]
-        fresh = [self._fresh(i) for i in range(len(self.spare))]
-        addresses = [b.pointer for b in leaves_]
-        addresses += [b.pointer for b in fresh]
+        owners: list[Any] = []
+        addresses: list[int] = []
+        for binding in self.bindings:
+            buffer = self._leaf(binding, tensors)
+            owners.append(buffer.owner)
+            addresses.append(buffer.pointer)
+        for i in range(len(self.spare)):
+            memory = self._fresh(i)
+            owners.append(memory)
+            addresses.append(memory.pointer)
         addresses.append(self.arena.pointer)
         self.program.run(addresses, self.scalars)
-        storages = [*leaves_, *fresh]
 
         def value(place: Any) -> Buffer:
             if type(place) is _Root:
-                return located(self.program.outputs[place.number], self.program, storages)
+                return located(self.program.outputs[place.number], addresses, owners)
             return self._leaf(place, tensors)
 
         made = []
@@ -356,13 +362,12 @@ class _Entry:
             return buffer
         return binding
 
-    def _fresh(self, i: int) -> Buffer:
+    def _fresh(self, i: int) -> Memory:
         """Memory for an output: last time's, when nobody holds it any more."""
         spare = self.spare[i]
-        if spare is not None and sys.getrefcount(spare.owner) <= _ALONE - 1:
-            return spare
-        made = self.spare[i] = empty(u8, (self.program.output_bytes[i],))
-        return made
+        if spare is None or sys.getrefcount(spare) > _ALONE:
+            spare = self.spare[i] = take(self.program.output_bytes[i])
+        return spare
 
 
 _NOTHING: Final = empty(u8, (1,))
