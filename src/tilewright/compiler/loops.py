@@ -465,6 +465,8 @@ class _Kernel:
         value = self._value(out, self.group.maps[out])
         if value in self.blocks or self.axes[-1] not in self._uses(operand):
             return value
+        if self.split and self.lane_reduced:  # the last axis of what is stored counts pieces
+            return value
         return f"broadcast_to({value}, ({BLOCK},))"
 
     # --- reductions ------------------------------------------------------------------------------
@@ -704,6 +706,9 @@ class _Kernel:
     def _bound(self, operand: _Operand, partial: bool = False) -> Buffer:
         """The buffer with one axis per axis of the kernel that it has."""
         buffer = operand.buffer
+        if 0 in buffer.shape:  # never read, and nothing may be said of its strides
+            rank = 1 if self._gathers(operand) else max(len(self._uses(operand)), 1)
+            return buffer.view((0,) * rank, (1,) * rank)
         if not partial and self._gathers(operand):
             reach = sum(abs(s) * (n - 1) for s, n in zip(operand.strides, self.domain))
             return buffer.view((reach + 1,), (1,), -self._below(operand))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import linecache
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, Final
 
 from tilewright.errors import KernelError
 from tilewright.lang.ir import Location
@@ -64,6 +65,15 @@ def source_of(fn: Callable[..., Any]) -> Source:
     return _load(fn.__code__, fn.__code__.co_filename)
 
 
+_PARSING: Final = threading.Lock()
+
+
+def _parse(text: str) -> ast.Module:
+    """CPython before 3.12 counts the depth of a tree for all threads together, and fails."""
+    with _PARSING:
+        return ast.parse(text)
+
+
 @lru_cache(maxsize=1024)
 def _load(code: CodeType, filename: str) -> Source:
     node: FunctionNode
@@ -72,7 +82,7 @@ def _load(code: CodeType, filename: str) -> Source:
     else:
         first, lines = source_lines(code, filename)
         indented = lines[0][:1].isspace()
-        tree = ast.parse(("if 1:\n" if indented else "") + "".join(lines))
+        tree = _parse(("if 1:\n" if indented else "") + "".join(lines))
         body: Any = tree.body[0]
         node = body.body[0] if indented else body
         ast.increment_lineno(tree, first - 1 - (1 if indented else 0))
@@ -113,4 +123,4 @@ def _find_lambda(code: CodeType, filename: str) -> ast.Lambda:
 
 @lru_cache(maxsize=16)
 def _lambdas(text: str) -> tuple[ast.Lambda, ...]:
-    return tuple(n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Lambda))
+    return tuple(n for n in ast.walk(_parse(text)) if isinstance(n, ast.Lambda))
