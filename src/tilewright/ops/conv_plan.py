@@ -15,6 +15,7 @@ from tilewright.ops.calls import KernelCall
 from tilewright.ops.conv_direct import direct_calls, direct_weight_calls
 from tilewright.ops.conv_shapes import Geometry, Triple, accumulator, grouped, phases, spatial
 from tilewright.ops.conv_tiles import pack_weights_calls, packed_shape, pad_calls, tile_calls
+from tilewright.ops.conv_weights import weight_plan, weight_tile_calls
 from tilewright.runtime.buffers import Buffer
 
 __all__ = [
@@ -183,7 +184,22 @@ def _calls(
 
 def weight_gradient_workspace(whole: Geometry, dtype: DType) -> Memory:
     """Memory that :func:`weight_gradient_calls` wants."""
-    return ()
+    if not _tiled_weights(whole):
+        return ()
+    wide, plan, halo = accumulator(dtype), weight_plan(whole, dtype), _halo([whole])
+    memory: list[tuple[DType, Shape]] = []
+    if halo.any or dtype is not wide:
+        memory.append((wide, _padded_shape(whole, halo)))
+    return (
+        *memory,
+        (wide, (prod(plan.transposed_shape(whole)),)),
+        (wide, (prod(plan.sums_shape(whole)),)),
+    )
+
+
+def _tiled_weights(whole: Geometry) -> bool:
+    """Whether the matrix product over positions is the way."""
+    return whole.outputs >= 8 and 0 not in (whole.batch, whole.channels, whole.positions)
 
 
 def weight_gradient_calls(
@@ -192,4 +208,16 @@ def weight_gradient_calls(
     """``w = conv_weight_gradient(x, y)``; shapes as in :func:`forward_calls`."""
     groups = whole.groups
     source, grad, out = grouped(x, groups, 1), grouped(y, groups, 1), grouped(w, groups, 0)
-    return direct_weight_calls(whole, source, grad, out) if w.size else []
+    if not w.size:
+        return []
+    if not _tiled_weights(whole):
+        return direct_weight_calls(whole, source, grad, out)
+    calls, halo, part = [], _halo([whole]), whole
+    if len(workspace) == 3:
+        padded = workspace[0].view(_padded_shape(whole, halo))
+        calls, source = pad_calls(source, halo.low, padded), padded
+        low = spatial([low - more for low, more in zip(whole.low, halo.low)])
+        part = replace(whole, size=spatial(source.shape[3:]), low=low)
+    if _flattens(part, source, grad):
+        part, source, grad = _flat(part), _row(source), _row(grad)
+    return calls + weight_tile_calls(part, source, grad, out, *workspace[-2:])

@@ -190,7 +190,10 @@ def pack_weights(w: Array, packed: Array, NT: Const, OUTS: Const):
     for kd in range(w.shape[3]):
         for kh in range(w.shape[4]):
             for kw in range(w.shape[5]):
-                packed[g, panel, c, kd, kh, kw, 0:NT] = w[g, o : o + NT, c, kd, kh, kw]
+                if OUTS < NT:
+                    packed[g, panel, c, kd, kh, kw, 0:NT] = zeros((NT,), packed.dtype)
+                for j in unroll(OUTS):  # one by one: gathers are slower
+                    packed[g, panel, c, kd, kh, kw, j] = w[g, o + j, c, kd, kh, kw]
 
 
 def packed_shape(part: Geometry, width: int, dtype: DType) -> tuple[int, ...]:
