@@ -38,6 +38,7 @@ def build() -> Any:
     from tilewright.cli.doctor import doctor
     from tilewright.cli.inspect import inspect
     from tilewright.cli.run import run
+    from tilewright.cli.tokenizer import commands as tokenizer_commands
 
     app = typer.Typer(
         help="Run language models from GGUF files, with kernels compiled for this machine.",
@@ -49,6 +50,7 @@ def build() -> Any:
     )
     for command in (run, inspect, bench, doctor):
         app.command()(guarded(command))
+    app.add_typer(tokenizer_commands(), name="tokenizer")
 
     @app.callback(invoke_without_command=True)
     def options(

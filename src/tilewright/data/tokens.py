@@ -7,7 +7,6 @@ everything else) reads.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Protocol
 
@@ -16,15 +15,12 @@ import numpy as np
 from tilewright.errors import FormatError, ShapeError
 from tilewright.formats.arrays import npy_header, write_npy_header
 from tilewright.formats.atomic import atomic_file
-from tilewright.formats.text import read_text
+from tilewright.formats.text import read_text, split_text
 
 __all__ = ["encode_text", "open_tokens", "split", "tokenize_files", "write_tokens"]
 
 _PIECE_CHARS: Final = 1 << 18
 _SCAN: Final = 1 << 20
-# A newline between two characters that are no white space is a word of its own (or ends one) in
-# every pre-tokeniser, so encoding what lies on its sides separately gives the same ids.
-_SAFE_CUT: Final = re.compile(r"(?<=\S\n)(?=\S)")
 
 
 class Encoder(Protocol):
@@ -176,12 +172,4 @@ def _pieces(tokenizer: Encoder, text: str) -> Iterator[str]:
         if text:
             yield text
         return
-    start = 0
-    while len(text) - start > _PIECE_CHARS:
-        cut = _SAFE_CUT.search(text, start + _PIECE_CHARS)
-        if cut is None:
-            break
-        yield text[start : cut.start()]
-        start = cut.start()
-    if start < len(text):
-        yield text[start:]
+    yield from split_text(text, _PIECE_CHARS)

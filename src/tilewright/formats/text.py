@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import stat
 import zlib
 from collections.abc import Iterator
@@ -11,10 +12,13 @@ from typing import IO, Final, cast
 
 from tilewright.errors import FormatError
 
-__all__ = ["open_binary", "read_chunks", "read_lines", "read_text"]
+__all__ = ["open_binary", "read_chunks", "read_lines", "read_text", "split_text"]
 
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _CHUNK: Final = 1 << 20
+# A newline between two characters that are no white space is a word of its own (or ends one) in
+# every pre-tokeniser of byte-level BPE.
+_SAFE_CUT: Final = re.compile(r"(?<=\S\n)(?=\S)")
 MAX_LINE_BYTES: Final = 64 << 20
 """A longer line is refused: nothing that is read line by line has one."""
 
@@ -100,3 +104,20 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
             yield number, line.removesuffix(b"\r")
     if rest:
         yield number + 1, rest.removesuffix(b"\r")
+
+
+def split_text(text: str, size: int) -> Iterator[str]:
+    """The text in pieces of ``size`` characters or more, cut where no word of byte-level BPE is.
+
+    Words found in the pieces, and so ids, are those of the whole. A text without such places is one
+    piece; an empty one is none.
+    """
+    start = 0
+    while len(text) - start > size:
+        cut = _SAFE_CUT.search(text, start + size)
+        if cut is None:
+            break
+        yield text[start : cut.start()]
+        start = cut.start()
+    if start < len(text):
+        yield text[start:]

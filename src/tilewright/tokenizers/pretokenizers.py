@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tilewright.errors import UnsupportedError
 
-__all__ = ["PreTokenizer", "find_pretokenizer", "pretokenizer_names"]
+__all__ = ["PreTokenizer", "find_pretokenizer", "named_by_patterns", "pretokenizer_names"]
 
 
 @dataclass(frozen=True)
@@ -184,3 +184,23 @@ def find_pretokenizer(name: str) -> PreTokenizer:
         f"pre-tokeniser {name!r} (key 'tokenizer.ggml.pre') is not supported; "
         f"supported are {', '.join(pretokenizer_names())}"
     )
+
+
+def named_by_patterns(patterns: tuple[str, ...], ignore_merges: bool) -> str | None:
+    """The name for these patterns, applied one after the other; None if there is none.
+
+    Patterns are compared as text, but for the ways in which tokenizers' own files write the same.
+    """
+    wanted = tuple(map(_usual_spelling, patterns))
+    for names, pre in _FAMILIES:
+        if pre.ignore_merges == ignore_merges and wanted == tuple(
+            map(_usual_spelling, pre.patterns)
+        ):
+            return names[0]
+    return None
+
+
+def _usual_spelling(pattern: str) -> str:
+    pattern = pattern.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", _CONTRACTION)
+    # what the last alternative would match is left over, a piece of its own, without it
+    return pattern.removesuffix(r"|\s+") if pattern.startswith("'s|'t|") else pattern
