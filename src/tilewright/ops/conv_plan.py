@@ -13,7 +13,16 @@ from tilewright.dtypes import DType
 from tilewright.graph import Shape
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.conv_direct import direct_calls, direct_weight_calls
-from tilewright.ops.conv_shapes import Geometry, Triple, accumulator, grouped, phases, spatial
+from tilewright.ops.conv_shapes import (
+    Geometry,
+    Triple,
+    accumulator,
+    grouped,
+    has_dense_planes,
+    phases,
+    row_of,
+    spatial,
+)
 from tilewright.ops.conv_tiles import pack_weights_calls, packed_shape, pad_calls, tile_calls
 from tilewright.ops.conv_weights import weight_plan, weight_tile_calls
 from tilewright.runtime.buffers import Buffer
@@ -115,22 +124,8 @@ def _flattens(part: Geometry, x: Buffer, y: Buffer) -> bool:
         and part.strides == (1, 1, 1)
         and part.low == (0, 0, 0)
         and part.size == part.out
-        and all(_dense_planes(b) for b in (x, y))
+        and all(has_dense_planes(b) for b in (x, y))
     )
-
-
-def _dense_planes(buffer: Buffer) -> bool:
-    """Whether the last three axes can be walked with the last one's stride."""
-    _, height, width = buffer.shape[3:]
-    d, h, w = buffer.strides[3:]
-    return (height == 1 or h == w * width) and (buffer.shape[3] == 1 or d == w * width * height)
-
-
-def _row(buffer: Buffer) -> Buffer:
-    """The last three axes as one row."""
-    count = prod(buffer.shape[3:])
-    steps = (*buffer.strides[:3], 0, 0, buffer.strides[5])
-    return buffer.view((*buffer.shape[:3], 1, 1, count), steps)
 
 
 def _workspace(parts: Sequence[Geometry], dtype: DType) -> Memory:
@@ -172,7 +167,7 @@ def _calls(
             low=spatial([low - more for low, more in zip(part.low, shift)]),
         )
         if _flattens(inside, x, y):
-            inside, x, y = _flat(inside), _row(x), _row(y)
+            inside, x, y = _flat(inside), row_of(x), row_of(y)
         packed = workspace[-1]
         calls += pack_weights_calls(inside, y.shape[5], weight, packed)
         calls += tile_calls(inside, x, packed, y)
@@ -219,5 +214,5 @@ def weight_gradient_calls(
         low = spatial([low - more for low, more in zip(whole.low, halo.low)])
         part = replace(whole, size=spatial(source.shape[3:]), low=low)
     if _flattens(part, source, grad):
-        part, source, grad = _flat(part), _row(source), _row(grad)
+        part, source, grad = _flat(part), row_of(source), row_of(grad)
     return calls + weight_tile_calls(part, source, grad, out, *workspace[-2:])

@@ -22,8 +22,10 @@ __all__ = [
     "Triple",
     "conv_extent",
     "grouped",
+    "has_dense_planes",
     "output_sizes",
     "planes",
+    "row_of",
     "spatial",
 ]
 
@@ -140,6 +142,21 @@ def grouped(buffer: Buffer, groups: int, axis: int) -> Buffer:
     shape = (*wide.shape[:axis], groups, rest, *wide.shape[axis + 1 :])
     strides = (*wide.strides[:axis], rest * step, step, *wide.strides[axis + 1 :])
     return Buffer(buffer.dtype, shape, strides, buffer.pointer, buffer.owner)
+
+
+def has_dense_planes(buffer: Buffer) -> bool:
+    """Whether the last three of six axes can be walked with the last one's stride."""
+    longer = [(n, s) for n, s in zip(buffer.shape[3:], buffer.strides[3:]) if n > 1]
+    return all(a[1] == b[0] * b[1] for a, b in zip(longer, longer[1:]))
+
+
+def row_of(buffer: Buffer) -> Buffer:
+    """The last three of six axes as one row; they must be dense."""
+    count = buffer.shape[3] * buffer.shape[4] * buffer.shape[5]
+    # An axis of size one may have any stride: the row's is that of the last longer one.
+    step = next((s for n, s in zip(buffer.shape[:2:-1], buffer.strides[:2:-1]) if n > 1), 1)
+    steps = (*buffer.strides[:3], 0, 0, step)
+    return buffer.view((*buffer.shape[:3], 1, 1, count), steps)
 
 
 def accumulator(dtype: DType) -> DType:

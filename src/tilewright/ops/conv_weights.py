@@ -16,19 +16,19 @@ depends on shapes only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 from tilewright import lang as tl
 from tilewright.dtypes import DType, f64
 from tilewright.lang import Array, Const, dot, program_id, unroll, zeros
 from tilewright.ops.calls import KernelCall
-from tilewright.ops.conv_shapes import Geometry, accumulator
+from tilewright.ops.conv_shapes import Geometry, accumulator, has_dense_planes, row_of
 from tilewright.ops.conv_tiles import Tiling, tiling
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
 
 __all__ = ["WeightPlan", "weight_plan", "weight_tile_calls"]
 
+_PIECE_BYTES = 1 << 17  # what one program writes of a transposed gradient: well inside L2
 _PROGRAMS = 64  # enough for the threads of any machine to share evenly
 
 
@@ -54,8 +54,16 @@ class WeightPlan:
 
     def sums_shape(self, whole: Geometry) -> tuple[int, ...]:
         """The sums of each group of images."""
-        tile = (self.tile.positions, self.tile.lanes)
-        return (self.groups, whole.groups, self.tile.panels, self.blocks, *whole.kernel, *tile)
+        rows, lanes = self.tile.positions, self.tile.lanes
+        return (
+            self.groups,
+            whole.groups,
+            self.tile.panels,
+            self.blocks,
+            rows,
+            *whole.kernel,
+            lanes,
+        )
 
 
 def weight_plan(whole: Geometry, dtype: DType) -> WeightPlan:
@@ -68,27 +76,37 @@ def weight_plan(whole: Geometry, dtype: DType) -> WeightPlan:
 
 
 @kernel
-def channels_to_lanes(y: Array, out: Array, NT: Const, OUTS: Const, T: Const):
+def channels_to_lanes(y: Array, out: Array, NT: Const, OUTS: Const, T: Const, PIECE: Const):
     """y (B, G, O, OD, OH, OW) -> out (B, G, panels, OD, OH, OW, NT), zeros beyond OUTS.
 
-    Grid (OD * OH, panels, B * G).
+    Eight channels at a time, so that memory is read in few streams: grid (OD * OH * pieces of OW,
+    panels, B * G).
     """
-    d = program_id(0) // y.shape[4]
-    h = program_id(0) % y.shape[4]
+    width = y.shape[5]
+    pieces = (width + (PIECE - 1)) // PIECE
+    row = program_id(0) // pieces
+    first = program_id(0) % pieces * PIECE
+    d = row // y.shape[4]
+    h = row % y.shape[4]
     panel = program_id(1)
     n = program_id(2) // y.shape[1]
     g = program_id(2) % y.shape[1]
     o = tl.minimum(panel * NT, y.shape[2] - OUTS)
-    width = y.shape[5]
-    for i in range((width + (T - 1)) // T):
-        at = tl.minimum(i * T, width - T)
-        if OUTS < NT:
-            out[n, g, panel, d, h, at : at + T, 0:NT] = zeros((T, NT), out.dtype)
-        for j in range(0, OUTS // 8 * 8, 8):
+    tiles = (tl.minimum(width - first, PIECE) + (T - 1)) // T
+    if OUTS < NT:
+        for i in range(tiles):
+            at = tl.minimum(first + i * T, width - T)
+            for t in unroll(T):
+                out[n, g, panel, d, h, at + t, 0:NT] = zeros((NT,), out.dtype)
+    for j in range(0, OUTS // 8 * 8, 8):
+        for i in range(tiles):
+            at = tl.minimum(first + i * T, width - T)
             block = y[n, g, o + j : o + j + 8, d, h, at : at + T]
             out[n, g, panel, d, h, at : at + T, j : j + 8] = block.T
-        if OUTS % 8:
-            j = OUTS // 8 * 8
+    if OUTS % 8:
+        j = OUTS // 8 * 8
+        for i in range(tiles):
+            at = tl.minimum(first + i * T, width - T)
             rest = y[n, g, o + j : o + j + OUTS % 8, d, h, at : at + T]
             out[n, g, panel, d, h, at : at + T, j : j + OUTS % 8] = rest.T
 
@@ -103,7 +121,7 @@ def weight_tiles(
     NT: Const,
     ACC: Const,
 ):
-    """sums (S, G, panels, blocks, KD, KH, KW, MT, NT) of x and y.
+    """sums (S, G, panels, blocks, MT, KD, KH, KW, NT) of x and y.
 
     x is a view (B, G, C, KD, KH, KW, OD, OH, OW), y (B, G, panels, OD, OH, OW, NT). A program makes
     all taps of MT x NT channels for a group of images: grid (blocks, G * panels, S).
@@ -124,28 +142,32 @@ def weight_tiles(
                             left = x[n, g, c : c + MT, kd, kh, kw, d, h, 0:width]
                             acc = dot(left, y[n, g, panel, d, h, 0:width, 0:NT], acc)
                     if n > s * IMAGES:
-                        acc = acc + sums[s, g, panel, block, kd, kh, kw, 0:MT, 0:NT]
-                    sums[s, g, panel, block, kd, kh, kw, 0:MT, 0:NT] = acc
+                        acc = acc + sums[s, g, panel, block, 0:MT, kd, kh, kw, 0:NT]
+                    sums[s, g, panel, block, 0:MT, kd, kh, kw, 0:NT] = acc
 
 
 @kernel
-def add_sums(sums: Array, w: Array, MT: Const, NT: Const, OUTS: Const, ACC: Const):
-    """w (G, O, C, KD, KH, KW) from sums (S, G, panels, blocks, KD, KH, KW, MT, NT).
+def add_sums(sums: Array, w: Array, R: Const, MT: Const, NT: Const, OUTS: Const):
+    """w (G, O, C * taps) from sums (S, G, panels, blocks, R, NT), R being MT * taps.
 
     Grid (blocks, panels, G).
     """
     block, panel, g = program_id(0), program_id(1), program_id(2)
-    c = tl.minimum(block * MT, w.shape[2] - MT)
+    k = tl.minimum(block * R, w.shape[2] - R)
     o = tl.minimum(panel * NT, w.shape[1] - OUTS)
-    for kd in range(w.shape[3]):
-        for kh in range(w.shape[4]):
-            for kw in range(w.shape[5]):
-                for m in range(MT):
-                    total = sums[0, g, panel, block, kd, kh, kw, m, 0:NT]
-                    for s in range(1, sums.shape[0]):
-                        total = total + sums[s, g, panel, block, kd, kh, kw, m, 0:NT]
-                    for j in unroll(OUTS):
-                        w[g, o + j, c + m, kd, kh, kw] = total[j]
+    for s in range(1, sums.shape[0]):
+        for r in range(R):
+            row = sums[0, g, panel, block, r, 0:NT]
+            sums[0, g, panel, block, r, 0:NT] = row + sums[s, g, panel, block, r, 0:NT]
+    for j in range(0, OUTS // 8 * 8, 8):
+        for i in range(R // 8):
+            tile = sums[0, g, panel, block, i * 8 : i * 8 + 8, j : j + 8]
+            w[g, o + j : o + j + 8, k + i * 8 : k + i * 8 + 8] = tile.T
+        for r in range(R // 8 * 8, R):
+            w[g, o + j : o + j + 8, k + r] = sums[0, g, panel, block, r, j : j + 8]
+    for j in range(OUTS // 8 * 8, OUTS):
+        for r in range(R):
+            w[g, o + j, k + r] = sums[0, g, panel, block, r, j]
 
 
 def weight_tile_calls(
@@ -161,12 +183,15 @@ def weight_tile_calls(
     lanes = {"NT": cut.lanes, "OUTS": cut.outputs}
     b, g = whole.batch, whole.groups
     turned = transposed.view(plan.transposed_shape(whole)).fix(3)
-    length = min(whole.out[2], 16)
+    grads = row_of(y) if has_dense_planes(y) else y
+    flat = turned.view((*turned.shape[:3], *grads.shape[3:], cut.lanes)).fix(3)
+    piece = max(16, _PIECE_BYTES // (cut.lanes * wide.nbytes) // 16 * 16)
+    rows, width = grads.shape[3] * grads.shape[4], grads.shape[5]
     turn = KernelCall(
         channels_to_lanes,
-        (whole.out[0] * whole.out[1], cut.panels, b * g),
-        (y, turned),
-        {**lanes, "T": length},
+        (rows * -(-width // piece), cut.panels, b * g),
+        (grads, flat),
+        {**lanes, "T": min(width, 16), "PIECE": piece},
     )
     steps = list(x.strides[3:])
     seen = x.view(
@@ -186,7 +211,14 @@ def weight_tile_calls(
         (seen, turned, parts),
         {**tile, "IMAGES": plan.images},
     )
+    per_block = cut.positions * whole.taps
     finish = KernelCall(
-        add_sums, (plan.blocks, cut.panels, g), (parts, w), {**tile, "OUTS": cut.outputs}
+        add_sums,
+        (plan.blocks, cut.panels, g),
+        (
+            parts.view((*parts.shape[:4], per_block, cut.lanes)).fix(4),
+            w.view((g, whole.outputs, whole.channels * whole.taps)),
+        ),
+        {"R": per_block, "MT": cut.positions, **lanes},
     )
-    return [turn, product, finish] if prod(w.shape) else []
+    return [turn, product, finish]
