@@ -49,7 +49,16 @@ def matmul(x1: Tensor, x2: Tensor, /) -> Tensor:
             f"matmul: the last axis of {x1.shape} and the "
             f"{'only' if column else 'second last'} axis of {x2.shape} differ in size"
         )
-    node = bmm(a, b)
+    stack = a.shape[:-1]
+    if len(stack) > 1 and len(b.shape) == 2:
+        # one tall product: its gradient for b is one product too, not a stack to be summed
+        rows: Any = 1
+        for n in stack:
+            rows *= n
+        tall = bmm(views.reshape(a, (rows, a.shape[-1])), b)
+        node = views.reshape(tall, (*stack, b.shape[-1]))
+    else:
+        node = bmm(a, b)
     if row or column:
         kept = node.shape[:-2] + (() if row else node.shape[-2:-1]) + (
             () if column else node.shape[-1:]
