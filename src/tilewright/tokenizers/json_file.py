@@ -17,6 +17,7 @@ import numpy as np
 
 from tilewright.errors import FormatError, UnsupportedError
 from tilewright.formats.atomic import atomic_file
+from tilewright.tokenizers.bpe import read_merges
 from tilewright.tokenizers.load import from_metadata
 from tilewright.tokenizers.pretokenizers import find_pretokenizer, named_by_patterns
 from tilewright.tokenizers.tokenizer import Tokenizer
@@ -28,6 +29,8 @@ MAX_BYTES: Final = 256 << 20
 """The largest tokenizers in use take about 35 MB."""
 
 _BEGIN: Final = ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "<｜begin▁of▁sentence｜>")
+# Byte-level BPE has no scores, and nothing is unknown to it.
+_MEANINGLESS: Final = ("tokenizer.ggml.scores", "tokenizer.ggml.unknown_token_id")
 _END: Final = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "<｜end▁of▁sentence｜>")
 
 
@@ -58,7 +61,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FormatError(f"is not JSON: {str(error)[:200]}", path=name) from None
     try:
         metadata = _metadata(content)
-        read_vocabulary(metadata)
+        read_merges(read_vocabulary(metadata))  # whatever is wrong is found here
         return metadata
     except FormatError as error:
         raise FormatError(str(error), path=name) from None
@@ -70,9 +73,10 @@ def _metadata(content: Any) -> dict[str, Any]:
     model = _table(_table(content, "the file").get("model"), "'model'")
     kind = model.get("type") or ("BPE" if "merges" in model else "Unigram or WordPiece")
     if kind != "BPE" or model.get("byte_fallback"):
+        fallback = " with byte fallback" if model.get("byte_fallback") else ""
         raise UnsupportedError(
-            f"a tokenizer of type {kind!r:.40}{' with byte fallback' if model.get('byte_fallback') else ''}"
-            " is not byte-level BPE; convert its model to GGUF with llama.cpp's tools"
+            f"a tokenizer of type {kind!r:.40}{fallback} is not byte-level BPE; convert its model "
+            "to GGUF with llama.cpp's tools"
         )
     for option in ("unk_token", "continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(option):
@@ -334,7 +338,7 @@ def _warn_of_losses(before: Mapping[str, Any], after: Mapping[str, Any]) -> None
         if key.startswith("tokenizer.")
         and key not in after
         and value is not None
-        and key != "tokenizer.ggml.scores"
+        and key not in _MEANINGLESS
     ]
     for role in ("bos", "eos"):
         key = f"tokenizer.ggml.{role}_token_id"

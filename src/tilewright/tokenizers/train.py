@@ -56,7 +56,6 @@ def train_bpe(
     special: Sequence[str] = (END_OF_TEXT,),
     add_bos: bool = False,
     min_frequency: int = 0,
-    max_token_length: int | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Learn merges from texts; returns the tokenizer as GGUF metadata.
@@ -72,7 +71,6 @@ def train_bpe(
         special: control tokens; which of them begin and end texts goes by their names.
         add_bos: texts begin with the begin token when they are encoded.
         min_frequency: pairs seen less often are not merged.
-        max_token_length: bytes of the longest token.
         progress: show the library's progress bars on stderr.
 
     Raises:
@@ -91,14 +89,12 @@ def train_bpe(
         )
     engine = Tokenizer(models.BPE())
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    options: Any = {} if max_token_length is None else {"max_token_length": max_token_length}
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
         special_tokens=list(special),
         initial_alphabet=byte_alphabet(),
         show_progress=progress,
-        **options,
     )
     seen = False
 
