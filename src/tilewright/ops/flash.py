@@ -291,7 +291,7 @@ def _backward_reference(
 
 # --- kernels -------------------------------------------------------------------------------------
 
-_HEADS_AT_ONCE = 32  # programs that a launch of the backward pass should have
+_PROGRAMS = 32  # that a launch should have, to keep several threads evenly busy
 
 
 def _padded(head_dim: int) -> int:
@@ -324,20 +324,30 @@ def _buffer_sizes(q: Buffer, k: Buffer) -> _Sizes:
     return _Sizes(batch, heads, k.shape[1], queries, k.shape[2], head_dim)
 
 
-def _forward_blocks(head_dim: int, dtype: DType) -> dict[str, int]:
-    """Queries on lanes, groups of them per program and keys per block, to fit the caches."""
-    padded = _padded(head_dim)
+def _forward_blocks(sizes: _Sizes, dtype: DType) -> dict[str, int]:
+    """Queries on lanes (EW of them at the edge), groups of queries per program, keys per block and
+    rows of a register block: measured, and limited by what fits a core's caches.
+
+    How many groups share a block of keys changes no bits, so it may follow the amount of work.
+    """
+    padded = _padded(sizes.head_dim)
     if dtype is f64:
-        return {"QW": 16, "GROUPS": 4 if padded <= 64 else 1, "KB": 32 if padded <= 128 else 16}
-    groups = 4 if padded <= 64 else 2 if padded <= 128 else 1
-    return {"QW": 32, "GROUPS": groups, "KB": 64 if padded <= 128 else 32}
+        width, keys = 32, 32 if padded <= 128 else 16
+        groups = 2 if padded <= 64 else 1
+    else:
+        width, keys = 64, 64 if padded <= 128 else 32
+        groups = 4 if padded <= 64 else 2 if padded <= 128 else 1
+    heads = max(sizes.batch * sizes.heads, 1)
+    while groups > 1 and heads * -(-sizes.queries // (width * groups)) < _PROGRAMS:
+        groups //= 2
+    return {"QW": width, "EW": 16, "GROUPS": groups, "KB": keys, "ROWS": 4}
 
 
 def _calls(node: Node, inputs: Sequence[Buffer], outs: Sequence[Buffer]) -> list[KernelCall]:
     q, k, v, *masks = inputs
     sizes = _buffer_sizes(q, k)
     dtype = _accumulator(q.dtype)
-    blocks = _forward_blocks(sizes.head_dim, dtype)
+    blocks = _forward_blocks(sizes, dtype)
     consts: dict[str, Any] = {
         "G": sizes.heads // sizes.kv_heads,
         "DP": _padded(sizes.head_dim),
@@ -361,13 +371,17 @@ def _backward_workspace(node: Node) -> list[tuple[DType, Shape]]:
 
 
 def _backward_blocks(head_dim: int, dtype: DType) -> dict[str, int]:
-    """Keys per block, queries per step and keys on lanes."""
+    """Keys per block, queries per step, and the register blocks: N rows by KW keys (EW at the
+    edge) or DW elements of a head."""
     padded = _padded(head_dim)
+    narrow = 16 if padded % 32 else 32
     if dtype is f64:
-        block = 32 if padded <= 64 else 16
-        return {"KB": block, "R": block, "KW": 16, "DW": 16}
-    block = 64 if padded <= 64 else 32
-    return {"KB": block, "R": block, "KW": 32, "DW": 16 if padded % 32 else 32}
+        keys, queries = (32, 32) if padded <= 64 else (32, 16) if padded <= 128 else (16, 16)
+        return {"KB": keys, "R": queries, "KW": keys, "EW": 16, "N": 4, "DW": narrow}
+    if padded <= 64:
+        return {"KB": 64, "R": 64, "KW": 64, "EW": 16, "N": 4, "DW": padded}
+    queries = 64 if padded <= 128 else 32
+    return {"KB": 32, "R": queries, "KW": 32, "EW": 16, "N": 8, "DW": narrow}
 
 
 def _backward_calls(
@@ -423,7 +437,7 @@ def _pieces(sizes: _Sizes, block: int) -> tuple[int, int]:
     Depends on shapes alone, and so do the bits of the result.
     """
     blocks = max(-(-max(sizes.queries, sizes.keys) // block), 1)
-    wanted = -(-_HEADS_AT_ONCE // max(sizes.batch * sizes.kv_heads, 1))
+    wanted = -(-_PROGRAMS // max(sizes.batch * sizes.kv_heads, 1))
     each = -(-blocks // min(wanted, -(-blocks // 2)))
     return -(-blocks // each), each * block
 

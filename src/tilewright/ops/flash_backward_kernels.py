@@ -30,6 +30,7 @@ from tilewright.lang import (
     expand_dims,
     f32,
     fma,
+    i32,
     i64,
     load,
     program_id,
@@ -64,42 +65,45 @@ def flash_row_statistics(out: Array, dout: Array, lse: Array, dlse: Arrays, stat
 
 
 def _scores(
-    qs, dos, kt, vt, ps, dss, masks, stats, b, h, t0, k0, tk, EDGE, CAUSAL, DP, KB, KW, R, T
+    qs, dos, kt, vt, ps, dss, masks, stats, b, h, t0, k0, tk, c, begin, EDGE, CAUSAL, DP, W, R, N, T
 ):
-    """P and dS of R queries by KB keys into ps and dss."""
-    for c in range(0, KB, KW):
-        for r in range(0, R, 8):
-            s = dot(qs[r : r + 8, 0:DP], kt[0:DP, c : c + KW], zeros((8, KW), T))
-            for mask in unroll(masks):
-                bias = mask[b, h, t0 + r : t0 + r + 8, k0 + c : k0 + c + KW]
-                if mask.dtype == tl.boolean:
-                    s = where(bias, s, -math.inf)
-                else:
-                    s = s + bias.to(T) * LOG2E
-            if EDGE:
-                key = expand_dims(k0 + c + arange(KW), 0)
-                if CAUSAL:
-                    s = where(key <= expand_dims(t0 + r + arange(8), 1), s, -math.inf)
-                s = where(key < tk, s, -math.inf)
-            # rows beyond the end have lse = inf and so no probability
-            top = load(stats[0, b, h, t0 + r : t0 + r + 8], fill=math.inf)
-            p = exp2(s - expand_dims(top, 1))
-            ps[r : r + 8, c : c + KW] = p
-            dp = dot(dos[r : r + 8, 0:DP], vt[0:DP, c : c + KW], zeros((8, KW), T))
-            delta = stats[1, b, h, t0 + r : t0 + r + 8]
-            dss[r : r + 8, c : c + KW] = p * (dp - expand_dims(delta, 1))
+    """P and dS of queries begin : R by keys c : c + W into ps and dss, N queries at a time.
+
+    With EDGE keys from tk on, and under a causal mask those behind a query, are left out.
+    """
+    for r in range(begin, R, N):
+        s = dot(qs[r : r + N, 0:DP], kt[0:DP, c : c + W], zeros((N, W), T))
+        for mask in unroll(masks):
+            bias = mask[b, h, t0 + r : t0 + r + N, k0 + c : k0 + c + W]
+            if mask.dtype == tl.boolean:
+                s = where(bias, s, -math.inf)
+            else:
+                s = s + bias.to(T) * LOG2E
+        if EDGE:
+            # one past the last key that each query sees, counted from k0 + c
+            end = tl.full((N,), tk - k0 - c, i64)
+            if CAUSAL:
+                end = tl.minimum(end, t0 + r + 1 - k0 - c + arange(N))
+            end = tl.minimum(end, W).to(i32)
+            s = where(expand_dims(arange(W).to(i32), 0) < expand_dims(end, 1), s, -math.inf)
+        # rows beyond the end have lse = inf and so no probability
+        top = load(stats[0, b, h, t0 + r : t0 + r + N], fill=math.inf)
+        p = exp2(s - expand_dims(top, 1))
+        ps[r : r + N, c : c + W] = p
+        dp = dot(dos[r : r + N, 0:DP], vt[0:DP, c : c + W], zeros((N, W), T))
+        delta = stats[1, b, h, t0 + r : t0 + r + N]
+        dss[r : r + N, c : c + W] = p * (dp - expand_dims(delta, 1))
 
 
-def _transposed_product(x, y, to, DP, KB, KW, R):
-    """to (DP, KB) += x^T y for x (R, DP), y (R, KB)."""
-    for c in range(0, KB, KW):
-        for d in range(0, DP, 8):
-            acc = to[d : d + 8, c : c + KW]
-            for r in range(0, R, 4):
-                for u in unroll(4):
-                    left = expand_dims(x[r + u, d : d + 8], 1)
-                    acc = fma(left, expand_dims(y[r + u, c : c + KW], 0), acc)
-            to[d : d + 8, c : c + KW] = acc
+def _transposed_product(x, y, to, c, begin, DP, W, R, N):
+    """to (DP, c : c + W) += x^T y over rows begin : R of x (R, DP), y (R, KB), N at a time."""
+    for d in range(0, DP, N):
+        acc = to[d : d + N, c : c + W]
+        for r in range(begin, R, 4):
+            for u in unroll(4):
+                left = expand_dims(x[r + u, d : d + N], 1)
+                acc = fma(left, expand_dims(y[r + u, c : c + W], 0), acc)
+        to[d : d + N, c : c + W] = acc
 
 
 def _pack_transposed(x, b, h, t0, to, T, DP, N):
@@ -149,6 +153,8 @@ def flash_backward(
     DW: Const,
     KB: Const,
     KW: Const,
+    EW: Const,
+    N: Const,
     R: Const,
     CAUSAL: Const,
     T: Const,
@@ -198,21 +204,40 @@ def flash_backward(
                 if CAUSAL:
                     edge = edge or k0 + KB - 1 > t0
                 if edge:
-                    _scores(
-                        qs, dos, kt, vt, ps, dss, masks, stats, b, h, t0, k0, tk,
-                        True, CAUSAL, DP, KB, KW, R, T,
-                    )  # fmt: skip
+                    for c in range(0, KB, EW):
+                        # queries before a key's position have no part in it
+                        r0 = 0
+                        if CAUSAL:
+                            r0 = tl.minimum(tl.maximum(k0 + c - t0, 0), R)
+                        _scores(
+                            qs, dos, kt, vt, ps, dss, masks, stats, b, h, t0, k0, tk, c, r0,
+                            True, CAUSAL, DP, EW, R, 8, T,
+                        )  # fmt: skip
+                        _transposed_product(dos, ps, dvt, c, r0, DP, EW, R, 8)
+                        _transposed_product(qs, dss, dkt, c, r0, DP, EW, R, 8)
+                    for r in range(0, R, 8):
+                        keys = KB
+                        if CAUSAL:
+                            keys = tl.minimum(KB, t0 + r + 8 - k0)
+                        for d in range(0, DP, DW):
+                            acc = dq[b, h, t0 + r : t0 + r + 8, d : d + DW]
+                            for j in range(0, keys, EW):
+                                acc = dot(
+                                    dss[r : r + 8, j : j + EW], ks[j : j + EW, d : d + DW], acc
+                                )
+                            dq[b, h, t0 + r : t0 + r + 8, d : d + DW] = acc
                 else:
-                    _scores(
-                        qs, dos, kt, vt, ps, dss, masks, stats, b, h, t0, k0, tk,
-                        False, CAUSAL, DP, KB, KW, R, T,
-                    )  # fmt: skip
-                _transposed_product(dos, ps, dvt, DP, KB, KW, R)
-                _transposed_product(qs, dss, dkt, DP, KB, KW, R)
-                for r in range(0, R, 8):
-                    for d in range(0, DP, DW):
-                        acc = dq[b, h, t0 + r : t0 + r + 8, d : d + DW]
-                        acc = dot(dss[r : r + 8, 0:KB], ks[0:KB, d : d + DW], acc)
-                        dq[b, h, t0 + r : t0 + r + 8, d : d + DW] = acc
+                    for c in range(0, KB, KW):
+                        _scores(
+                            qs, dos, kt, vt, ps, dss, masks, stats, b, h, t0, k0, tk, c, 0,
+                            False, CAUSAL, DP, KW, R, N, T,
+                        )  # fmt: skip
+                        _transposed_product(dos, ps, dvt, c, 0, DP, KW, R, N)
+                        _transposed_product(qs, dss, dkt, c, 0, DP, KW, R, N)
+                    for r in range(0, R, N):
+                        for d in range(0, DP, DW):
+                            acc = dq[b, h, t0 + r : t0 + r + N, d : d + DW]
+                            acc = dot(dss[r : r + N, 0:KB], ks[0:KB, d : d + DW], acc)
+                            dq[b, h, t0 + r : t0 + r + N, d : d + DW] = acc
         _write_transposed(dkt, dk, b, kv, k0, LN2, step > 0, DP, KB)
         _write_transposed(dvt, dv, b, kv, k0, 1.0, step > 0, DP, KB)

@@ -25,6 +25,7 @@ from tilewright.lang import (
     expand_dims,
     f32,
     fma,
+    i32,
     log2,
     num_programs,
     program_id,
@@ -46,64 +47,70 @@ def larger(a, b):
     return where(a > b, a, b)
 
 
-def column_max(s):
-    """Maximum over the eight rows of s (8, n)."""
-    m = larger(s[0:4], s[4:8])
-    m = larger(m[0:2], m[2:4])
-    return larger(m[0], m[1])
+def fold_rows(x, combine):
+    """The rows of x (a power of two, n) combined in halves: (n,)."""
+    rows = x.shape[0]
+    if rows == 1:
+        return x[0]
+    return fold_rows(combine(x[0 : rows // 2], x[rows // 2 : rows]), combine)
 
 
-def column_sum(s):
-    """Sum over the eight rows of s (8, n), in halves."""
-    m = s[0:4] + s[4:8]
-    m = m[0:2] + m[2:4]
-    return m[0] + m[1]
+def plus(a, b):
+    return a + b
 
 
 def _block(
-    ks, vs, st, qt, ot, tops, totals, masks, b, h, g, q0, k0, tk, EDGE, CAUSAL, DP, QW, KB, T
-):
-    """One block of KB keys for one group of QW queries."""
-    before = tops[g, 0:QW]
+    ks, vs, st, qt, ot, tops, totals, masks, b, h, g, lane, q0, k0, tk,
+    EDGE, CAUSAL, DP, QW, KB, ROWS, T,
+):  # fmt: skip
+    """One block of KB keys for QW queries, those from ``lane`` on of group g; q0 is the first.
+
+    With EDGE keys from tk on, and under a causal mask those behind a query, are left out.
+    """
+    before = tops[g, lane : lane + QW]
     top = before
-    for j in range(0, KB, 8):
-        s = dot(ks[j : j + 8, 0:DP], qt[g, 0:DP, 0:QW], zeros((8, QW), T))
+    count = KB
+    if EDGE:
+        count = tl.minimum(KB, tk - k0)
+        if CAUSAL:
+            count = tl.minimum(count, q0 + QW - k0)
+    for j in range(0, count, ROWS):
+        s = dot(ks[j : j + ROWS, 0:DP], qt[g, 0:DP, lane : lane + QW], zeros((ROWS, QW), T))
         for mask in unroll(masks):
-            bias = mask[b, h, k0 + j : k0 + j + 8, q0 : q0 + QW]
+            bias = mask[b, h, k0 + j : k0 + j + ROWS, q0 : q0 + QW]
             if mask.dtype == tl.boolean:
                 s = where(bias, s, -math.inf)
             else:
                 s = s + bias.to(T) * LOG2E
         if EDGE:
-            key = expand_dims(k0 + j + arange(8), 1)
-            if CAUSAL:
-                s = where(key <= expand_dims(q0 + arange(QW), 0), s, -math.inf)
-            s = where(key < tk, s, -math.inf)
-        st[j : j + 8, 0:QW] = s
-        top = larger(column_max(s), top)
+            # the first query that sees each key, counted from q0
+            key = k0 + j + arange(ROWS)
+            first = where(key < tk, tl.maximum(key - q0, 0) if CAUSAL else 0, QW).to(i32)
+            s = where(expand_dims(arange(QW).to(i32), 0) >= expand_dims(first, 1), s, -math.inf)
+        st[j : j + ROWS, 0:QW] = s
+        top = larger(fold_rows(s, larger), top)
     safe = where(top == -math.inf, 0.0, top)
     decay = exp2(before - safe)
-    total = totals[g, 0:QW] * decay
-    for j in range(0, KB, 8):
-        p = exp2(st[j : j + 8, 0:QW] - expand_dims(safe, 0))
-        st[j : j + 8, 0:QW] = p
-        total = total + column_sum(p)
-    tops[g, 0:QW] = top
-    totals[g, 0:QW] = total
-    for d in range(0, DP, 8):
-        acc = ot[g, d : d + 8, 0:QW] * expand_dims(decay, 0)
-        for j in range(0, KB, 4):
+    total = totals[g, lane : lane + QW] * decay
+    for j in range(0, count, ROWS):
+        p = exp2(st[j : j + ROWS, 0:QW] - expand_dims(safe, 0))
+        st[j : j + ROWS, 0:QW] = p
+        total = total + fold_rows(p, plus)
+    tops[g, lane : lane + QW] = top
+    totals[g, lane : lane + QW] = total
+    for d in range(0, DP, ROWS):
+        acc = ot[g, d : d + ROWS, lane : lane + QW] * expand_dims(decay, 0)
+        for j in range(0, count, 4):
             for u in unroll(4):
-                x = vs[j + u, d : d + 8]
+                x = vs[j + u, d : d + ROWS]
                 acc = fma(expand_dims(x, 1), expand_dims(st[j + u, 0:QW], 0), acc)
-        ot[g, d : d + 8, 0:QW] = acc
+        ot[g, d : d + ROWS, lane : lane + QW] = acc
 
 
-def pack_rows(x, b, h, t0, to, factor, T, DP, ROWS):
-    """Copy ROWS rows from t0 on, widened, zeros outside, times ``factor``, to ``to`` (ROWS, DP)."""
-    for j in range(0, ROWS, 8):
-        for d in range(0, DP, 16):
-            to[j : j + 8, d : d + 16] = x[b, h, t0 + j : t0 + j + 8, d : d + 16].to(T) * factor
+def pack_rows(x, b, h, t0, to, factor, T, DP, N):
+    """Copy N rows from t0 on, widened, zeros outside, times ``factor``, to ``to`` (N, DP)."""
+    for j in range(N):
+        to[j, 0:DP] = x[b, h, t0 + j, 0:DP].to(T) * factor
 
 
 @kernel
@@ -118,8 +125,10 @@ def flash_forward(
     G: Const,
     DP: Const,
     QW: Const,
+    EW: Const,
     GROUPS: Const,
     KB: Const,
+    ROWS: Const,
     CAUSAL: Const,
     T: Const,
 ):
@@ -150,31 +159,34 @@ def flash_forward(
             ot[g, d, 0:QW] = zeros((QW,), T)
         tops[g, 0:QW] = tl.full((QW,), -math.inf, T)
         totals[g, 0:QW] = zeros((QW,), T)
-    whole = tk // KB
     last = tk
     if CAUSAL:
-        whole = tl.minimum(whole, (first + 1) // KB)
         last = tl.minimum(tk, tl.minimum(first + GROUPS * QW, tq))
-    for n in range(whole):
-        k0 = n * KB
-        pack_rows(k, b, kv, k0, ks, 1.0, T, DP, KB)
-        pack_rows(v, b, kv, k0, vs, 1.0, T, DP, KB)
-        for g in range(GROUPS):
-            _block(
-                ks, vs, st, qt, ot, tops, totals, masks, b, h, g, first + g * QW, k0, tk,
-                False, CAUSAL, DP, QW, KB, T,
-            )  # fmt: skip
-    for k0 in range(whole * KB, last, KB):
+    for k0 in range(0, last, KB):
         pack_rows(k, b, kv, k0, ks, 1.0, T, DP, KB)
         pack_rows(v, b, kv, k0, vs, 1.0, T, DP, KB)
         start = 0
         if CAUSAL:
             start = tl.maximum(k0 - first, 0) // QW
         for g in range(start, GROUPS):
-            _block(
-                ks, vs, st, qt, ot, tops, totals, masks, b, h, g, first + g * QW, k0, tk,
-                True, CAUSAL, DP, QW, KB, T,
-            )  # fmt: skip
+            q0 = first + g * QW
+            whole = k0 + KB <= tk
+            if CAUSAL:
+                whole = whole and k0 + KB <= q0 + 1
+            if whole:
+                _block(
+                    ks, vs, st, qt, ot, tops, totals, masks, b, h, g, 0, q0, k0, tk,
+                    False, CAUSAL, DP, QW, KB, ROWS, T,
+                )  # fmt: skip
+            else:
+                lane = 0
+                if CAUSAL:
+                    lane = tl.maximum(k0 - q0, 0) // EW * EW
+                for e in range(lane, QW, EW):
+                    _block(
+                        ks, vs, st, qt, ot, tops, totals, masks, b, h, g, e, q0 + e, k0, tk,
+                        True, CAUSAL, DP, EW, KB, 8, T,
+                    )  # fmt: skip
     for g in range(GROUPS):
         q0 = first + g * QW
         total = totals[g, 0:QW]
