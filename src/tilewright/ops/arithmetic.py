@@ -91,18 +91,13 @@ def elementwise(
 
     def infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:
         dtype = inputs[0].dtype
+        shape = inputs[0].shape
         for x in inputs:
-            if x.dtype.kind not in kinds:
-                wanted = " or ".join(_KINDS[k] for k in kinds)
-                raise ShapeError(f"{name} wants {wanted}, got {x.dtype}: cast it first")
-            if x.dtype.bits < least_bits:
-                raise ShapeError(f"{name} wants {least_bits} bits or more, got {x.dtype}")
-            if x.dtype is not dtype:
-                raise ShapeError(
-                    f"{name} wants operands of one dtype, got {dtype} and {x.dtype}: "
-                    "cast them first"
-                )
-        return broadcast_shapes(*(x.shape for x in inputs)), result or dtype
+            if x.dtype.kind not in kinds or x.dtype is not dtype or x.dtype.bits < least_bits:
+                raise _wrong_dtype(name, x.dtype, dtype, kinds, least_bits)
+            if x.shape != shape:
+                shape = broadcast_shapes(shape, x.shape)
+        return shape, result or dtype
 
     return register(
         OpDef(
@@ -113,6 +108,17 @@ def elementwise(
             gradient=by_rules(rules) if rules else None,
         )
     )
+
+
+def _wrong_dtype(name: str, got: DType, other: DType, kinds: str, least_bits: int) -> ShapeError:
+    if got.kind not in kinds:
+        wanted = " or ".join(_KINDS[k] for k in kinds)
+        return ShapeError(f"{name} wants {wanted}, got {got}: cast it first")
+    if got is not other:
+        return ShapeError(
+            f"{name} wants operands of one dtype, got {other} and {got}: cast them first"
+        )
+    return ShapeError(f"{name} wants {least_bits} bits or more, got {got}")
 
 
 def by_rules(rules: Sequence[Rule | None]) -> Callable[[Node, Node], list[Node | None]]:

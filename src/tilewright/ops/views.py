@@ -71,6 +71,9 @@ def normal_axes(axes: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
 
 def broadcast_shapes(*shapes: Shape) -> Shape:
     """The shape that all of ``shapes`` broadcast to, by NumPy's rules (sizes may be symbolic)."""
+    first = shapes[0] if shapes else ()
+    if all(shape == first for shape in shapes):
+        return first
     out: list[Any] = []
     for back in range(1, max(map(len, shapes), default=0) + 1):
         size: Any = 1
