@@ -17,6 +17,7 @@ from tilewright.ops import (
     random,
     reductions,
     scans,
+    selective_scan,
     sorting,
     views,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "random",
     "reductions",
     "scans",
+    "selective_scan",
     "sorting",
     "views",
 ]
