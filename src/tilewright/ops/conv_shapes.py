@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
-from math import gcd
+from itertools import pairwise, product
+from math import gcd, prod
 
 from tilewright.dtypes import DType, f32, f64
 from tilewright.errors import ShapeError
@@ -145,18 +145,17 @@ def grouped(buffer: Buffer, groups: int, axis: int) -> Buffer:
 
 
 def has_dense_planes(buffer: Buffer) -> bool:
-    """Whether the last three of six axes can be walked with the last one's stride."""
-    longer = [(n, s) for n, s in zip(buffer.shape[3:], buffer.strides[3:]) if n > 1]
-    return all(a[1] == b[0] * b[1] for a, b in zip(longer, longer[1:]))
+    """Whether the last three axes can be walked with the last one's stride."""
+    longer = [(n, s) for n, s in zip(buffer.shape[-3:], buffer.strides[-3:]) if n > 1]
+    return all(a[1] == b[0] * b[1] for a, b in pairwise(longer))
 
 
 def row_of(buffer: Buffer) -> Buffer:
-    """The last three of six axes as one row; they must be dense."""
-    count = buffer.shape[3] * buffer.shape[4] * buffer.shape[5]
+    """The last three axes as one row (1, 1, n); they must be dense."""
+    lead, sizes, steps = buffer.shape[:-3], buffer.shape[-3:], buffer.strides[-3:]
     # An axis of size one may have any stride: the row's is that of the last longer one.
-    step = next((s for n, s in zip(buffer.shape[:2:-1], buffer.strides[:2:-1]) if n > 1), 1)
-    steps = (*buffer.strides[:3], 0, 0, step)
-    return buffer.view((*buffer.shape[:3], 1, 1, count), steps)
+    step = next((s for n, s in zip(reversed(sizes), reversed(steps)) if n > 1), 1)
+    return buffer.view((*lead, 1, 1, prod(sizes)), (*buffer.strides[:-3], 0, 0, step))
 
 
 def accumulator(dtype: DType) -> DType:

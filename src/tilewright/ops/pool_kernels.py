@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from tilewright import lang as tl
 from tilewright.dtypes import DType, bf16, f16, f32, f64
@@ -14,16 +15,21 @@ from tilewright.lang import (
     Array,
     Const,
     arange,
+    broadcast_to,
+    expand_dims,
     full,
     i32,
     i64,
     isnan,
+    load,
     program_id,
+    reshape,
+    unroll,
     where,
     zeros,
 )
 from tilewright.ops.calls import KernelCall
-from tilewright.ops.conv_shapes import Pairs, Triple
+from tilewright.ops.conv_shapes import Pairs, Triple, has_dense_planes, row_of
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
 
@@ -44,7 +50,32 @@ def _wide(dtype: DType) -> DType:
 
 
 def _lanes(width: int) -> int:
-    return min(_LANES, 1 << max(width - 1, 0).bit_length())
+    """The widest power of two that a row of ``width`` results can be cut into, up to 16."""
+    return min(_LANES, 1 << max(width.bit_length() - 1, 0))
+
+
+def _row(x, n, c, z, row, at, K, STRIDE, DILATION, LOW, N, FILL):
+    """What tap K (a number) of the windows ``at`` to ``at + N`` of one row sees; inline.
+
+    Every second element of a row is quicker picked out of whole vectors than gathered. The tap's
+    own offset is made part of the picking, so that no element beyond the last window is read.
+    """
+    if STRIDE == 2:
+        skip = 1 if K > 0 else 0
+        first = at * 2 + (K * DILATION - skip) - LOW
+        seen = load(x[n, c, z, row, first : first + 2 * N], fill=FILL)
+        pairs = reshape(seen, (N, 2))
+        return pairs[:, skip]
+    first = at * STRIDE + K * DILATION - LOW
+    return load(x[n, c, z, row, first : first + N * STRIDE : STRIDE], fill=FILL)
+
+
+def _first_inside(at, size, KERNEL, STRIDE, DILATION, LOW):
+    """The first position inside 0 .. size that the windows ``at`` see, or -1; inline."""
+    start = at * STRIDE - LOW
+    skipped = (tl.maximum(0 - start, 0) + (DILATION - 1)) // DILATION
+    first = start + skipped * DILATION
+    return where((skipped < KERNEL) & (first < size), first, -1)
 
 
 @kernel
@@ -52,42 +83,45 @@ def max_pool_planes(
     x: Array,
     values: Array,
     places: Array,
-    low0: i64,
-    low1: i64,
-    low2: i64,
     KERNEL: Const,
     STRIDES: Const,
     DILATION: Const,
+    LOW: Const,
     LOWEST: Const,
     WIDE: Const,
     N: Const,
 ):
-    """values and places (B, C, OD, OH, OW) of x (B, C, D, H, W)."""
+    """values and places (B, C, OD, OH, OW) of x (B, C, D, H, W); no row is shorter than N."""
     c = program_id(0) % x.shape[1]
     n = program_id(0) // x.shape[1]
+    depth, height, width = x.shape[2].to(i32), x.shape[3].to(i32), x.shape[4].to(i32)
+    out_width = values.shape[4]
     for d in range(values.shape[2]):
+        z0 = _first_inside(d.to(i32), depth, KERNEL[0], STRIDES[0], DILATION[0], LOW[0])
         for h in range(values.shape[3]):
-            for at in range(0, values.shape[4], N):
+            y0 = _first_inside(h.to(i32), height, KERNEL[1], STRIDES[1], DILATION[1], LOW[1])
+            for i in range((out_width + (N - 1)) // N):
+                at = tl.minimum(i * N, out_width - N)
+                columns = at.to(i32) + arange(N).to(i32)
+                x0 = _first_inside(columns, width, KERNEL[2], STRIDES[2], DILATION[2], LOW[2])
                 best = full((N,), LOWEST, WIDE)
-                place = full((N,), -1, i32)
+                inside = (x0 >= 0) & ((z0 >= 0) & (y0 >= 0))
+                place = where(inside, (z0 * height + y0) * width + x0, -1)
                 for kd in range(KERNEL[0]):
-                    z = d * STRIDES[0] + kd * DILATION[0] - low0
+                    z = d * STRIDES[0] + kd * DILATION[0] - LOW[0]
                     for kh in range(KERNEL[1]):
-                        row = h * STRIDES[1] + kh * DILATION[1] - low1
-                        rows = (z >= 0) & (z < x.shape[2]) & (row >= 0) & (row < x.shape[3])
-                        for kw in range(KERNEL[2]):
-                            first = at * STRIDES[2] + kw * DILATION[2] - low2
-                            window = x[n, c, z, row, first : first + N * STRIDES[2] : STRIDES[2]]
-                            seen = window.to(WIDE)
-                            column = first.to(i32) + arange(N).to(i32) * STRIDES[2]
-                            inside = (column >= 0) & (column < x.shape[4].to(i32)) & rows
-                            better = (seen > best) | (place < 0)
+                        row = h * STRIDES[1] + kh * DILATION[1] - LOW[1]
+                        start = ((z * x.shape[3] + row) * x.shape[4]).to(i32)
+                        base = columns * STRIDES[2] + (start - LOW[2])
+                        for kw in unroll(KERNEL[2]):
+                            seen = _row(
+                                x, n, c, z, row, at, kw, STRIDES[2], DILATION[2], LOW[2], N, LOWEST
+                            ).to(WIDE)
+                            better = seen > best
                             if WIDE.is_float:
                                 better = better | isnan(seen)
-                            better = better & inside
-                            flat = ((z * x.shape[3] + row) * x.shape[4]).to(i32) + column
                             best = where(better, seen, best)
-                            place = where(better, flat, place)
+                            place = where(better, base + kw * DILATION[2], place)
                 values[n, c, d, h, at : at + N] = best.to(values.dtype)
                 places[n, c, d, h, at : at + N] = place
 
@@ -108,41 +142,42 @@ def max_calls(
         "KERNEL": kernel,
         "STRIDES": strides,
         "DILATION": dilation,
+        "LOW": low,
         "LOWEST": lowest,
         "WIDE": _wide(dtype),
         "N": _lanes(values.shape[4]),
     }
     grid = (x.shape[0] * x.shape[1],)
-    return [KernelCall(max_pool_planes, grid, (x, values, places, *low), consts)]
+    return [KernelCall(max_pool_planes, grid, (x, values, places), consts)]
 
 
 @kernel
 def scatter_planes(grad: Array, places: Array, x: Array, total: Array):
-    """Each of grad (B, C, OD, OH, OW) added to its place in x (B, C, D, H, W), in order.
+    """Each of grad (B, C, OD, OH, OW) added to its place in x (B, C, D * H * W), in order.
 
-    ``total`` is x again, or f32 workspace of its shape.
+    ``total`` is x again, or f32 memory of its shape.
     """
     c = program_id(0) % x.shape[1]
     n = program_id(0) // x.shape[1]
-    plane = x.shape[3] * x.shape[4]
-    for d in range(x.shape[2]):
-        for h in range(x.shape[3]):
-            for w in range(0, x.shape[4], 16):
-                total[n, c, d, h, w : w + 16] = zeros((16,), total.dtype)
+    for i in range(0, x.shape[2], 64):
+        total[n, c, i : i + 64] = zeros((64,), total.dtype)
     for d in range(grad.shape[2]):
         for h in range(grad.shape[3]):
             for w in range(grad.shape[4]):
                 at = places[n, c, d, h, w].to(i64)
-                z, row, column = at // plane, at % plane // x.shape[4], at % x.shape[4]
-                total[n, c, z, row, column] = total[n, c, z, row, column] + grad[n, c, d, h, w].to(
-                    total.dtype
-                )
+                total[n, c, at] = total[n, c, at] + grad[n, c, d, h, w].to(total.dtype)
+    if total.dtype != x.dtype:
+        for i in range(0, x.shape[2], 16):
+            x[n, c, i : i + 16] = total[n, c, i : i + 16]
 
 
 def scatter_calls(grad: Buffer, places: Buffer, x: Buffer, total: Buffer) -> list[KernelCall]:
-    """``x`` = the sum of grad over its places; ``total`` is x, or f32 memory of its shape."""
+    """``x`` = the sum of grad over its places; both dense planes.
+
+    ``total`` is x, or f32 memory of its shape.
+    """
     grid = (x.shape[0] * x.shape[1],)
-    return [KernelCall(scatter_planes, grid, (grad, places, x, total))]
+    return [KernelCall(scatter_planes, grid, (grad, places, flat_planes(x), flat_planes(total)))]
 
 
 @kernel
@@ -158,9 +193,29 @@ def take_planes(x: Array, places: Array, y: Array):
                 y[n, c, d, h, w] = x[n, c, at // plane, at % plane // x.shape[4], at % x.shape[4]]
 
 
+@kernel
+def take_flat_planes(x: Array, places: Array, y: Array):
+    """The same of x (B, C, D * H * W)."""
+    c = program_id(0) % x.shape[1]
+    n = program_id(0) // x.shape[1]
+    for d in range(y.shape[2]):
+        for h in range(y.shape[3]):
+            for w in range(y.shape[4]):
+                y[n, c, d, h, w] = x[n, c, places[n, c, d, h, w].to(i64)]
+
+
 def take_calls(x: Buffer, places: Buffer, y: Buffer) -> list[KernelCall]:
     """``y`` = x at places."""
-    return [KernelCall(take_planes, (x.shape[0] * x.shape[1],), (x, places, y))]
+    grid = (x.shape[0] * x.shape[1],)
+    if has_dense_planes(x):
+        return [KernelCall(take_flat_planes, grid, (flat_planes(x), places, y))]
+    return [KernelCall(take_planes, grid, (x, places, y))]
+
+
+def flat_planes(buffer: Buffer) -> Buffer:
+    """(B, C, D, H, W), planes dense, as (B, C, D * H * W)."""
+    row = row_of(buffer)
+    return row.view((*row.shape[:2], row.shape[4]), (*row.strides[:2], row.strides[4]))
 
 
 def _counts(at, size, KERNEL, STRIDE, DILATION, LOW, LESS, MORE):
@@ -181,33 +236,45 @@ def average_planes(
     DILATION: Const,
     LOW: Const,
     COUNTED: Const,
+    DIVISOR: Const,
     WIDE: Const,
     N: Const,
 ):
-    """y (B, C, OD, OH, OW): the means of the windows of x (B, C, D, H, W)."""
+    """y (B, C, OD, OH, OW): the means of the windows of x (B, C, D, H, W).
+
+    DIVISOR is every window's count, or 0 when they differ. No row is shorter than N.
+    """
     c = program_id(0) % x.shape[1]
     n = program_id(0) // x.shape[1]
+    width = y.shape[4]
     for d in range(y.shape[2]):
         for h in range(y.shape[3]):
-            rows = _divisor(d, h, x, KERNEL, STRIDES, DILATION, LOW, COUNTED)
-            for at in range(0, y.shape[4], N):
+            for i in range((width + (N - 1)) // N):
+                at = tl.minimum(i * N, width - N)
                 total = zeros((N,), WIDE)
                 for kd in range(KERNEL[0]):
+                    z = d * STRIDES[0] + kd * DILATION[0] - LOW[0]
                     for kh in range(KERNEL[1]):
-                        for kw in range(KERNEL[2]):
-                            first = at * STRIDES[2] + kw * DILATION[2] - LOW[2]
-                            seen = x[
-                                n,
-                                c,
-                                d * STRIDES[0] + kd * DILATION[0] - LOW[0],
-                                h * STRIDES[1] + kh * DILATION[1] - LOW[1],
-                                first : first + N * STRIDES[2] : STRIDES[2],
-                            ]
-                            total = total + seen.to(WIDE)
-                columns = _axis_counts(
-                    at.to(i32) + arange(N).to(i32), x, 2, KERNEL, STRIDES, DILATION, LOW, COUNTED
-                )
-                mean = total / (columns * rows).to(WIDE)
+                        row = h * STRIDES[1] + kh * DILATION[1] - LOW[1]
+                        if KERNEL[2] <= 16:
+                            for kw in unroll(KERNEL[2]):
+                                seen = _row(
+                                    x, n, c, z, row, at, kw, STRIDES[2], DILATION[2], LOW[2], N, 0
+                                )
+                                total = total + seen.to(WIDE)
+                        else:
+                            for kw in range(KERNEL[2]):
+                                first = at * STRIDES[2] + kw * DILATION[2] - LOW[2]
+                                end = first + N * STRIDES[2]
+                                seen = x[n, c, z, row, first : end : STRIDES[2]]
+                                total = total + seen.to(WIDE)
+                if DIVISOR:
+                    mean = total / DIVISOR
+                else:
+                    rows = _divisor(d, h, x, KERNEL, STRIDES, DILATION, LOW, COUNTED)
+                    windows = at.to(i32) + arange(N).to(i32)
+                    columns = _axis_counts(windows, x, 2, KERNEL, STRIDES, DILATION, LOW, COUNTED)
+                    mean = total / (columns * rows).to(WIDE)
                 y[n, c, d, h, at : at + N] = mean.to(y.dtype)
 
 
@@ -240,27 +307,49 @@ def average_calls(
     counted: Pairs,
 ) -> list[KernelCall]:
     """Means of windows; ``counted`` says how far beyond the input positions count."""
-    consts = _average_consts(x.dtype, kernel, strides, dilation, low, counted)
+    consts = _average_consts(x, y, kernel, strides, dilation, low, counted)
     consts["N"] = _lanes(y.shape[4])
     return [KernelCall(average_planes, (x.shape[0] * x.shape[1],), (x, y), consts)]
 
 
 def _average_consts(
-    dtype: DType,
+    x: Buffer,
+    y: Buffer,
     kernel: Triple,
     strides: Triple,
     dilation: Triple,
     low: Triple,
     counted: Pairs,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     return {
         "KERNEL": kernel,
         "STRIDES": strides,
         "DILATION": dilation,
         "LOW": low,
         "COUNTED": counted,
-        "WIDE": f64 if dtype is f64 else f32,
+        "DIVISOR": _common_divisor(x, y, kernel, strides, dilation, low, counted),
+        "WIDE": f64 if x.dtype is f64 else f32,
     }
+
+
+def _common_divisor(
+    x: Buffer,
+    y: Buffer,
+    kernel: Triple,
+    strides: Triple,
+    dilation: Triple,
+    low: Triple,
+    counted: Pairs,
+) -> int:
+    """The number of positions that every window counts; 0 when they do not all count as many."""
+    product = 1
+    for axis, (less, more) in enumerate(counted):
+        last = (kernel[axis] - 1) * dilation[axis]
+        end = (y.shape[2 + axis] - 1) * strides[axis] + last - low[axis]
+        if low[axis] > less or end >= x.shape[2 + axis] + more:
+            return 0
+        product *= kernel[axis]
+    return product
 
 
 @kernel
@@ -272,6 +361,7 @@ def average_gradient_planes(
     DILATION: Const,
     LOW: Const,
     COUNTED: Const,
+    DIVISOR: Const,
     WIDE: Const,
     N: Const,
 ):
@@ -288,15 +378,36 @@ def average_gradient_planes(
                     for kh in range(KERNEL[1]):
                         high = row + LOW[1] - kh * DILATION[1]
                         h = where(high % STRIDES[1] == 0, high // STRIDES[1], -1)
-                        rows = _divisor(d, h, x, KERNEL, STRIDES, DILATION, LOW, COUNTED)
                         for kw in range(KERNEL[2]):
                             wide = (at + LOW[2] - kw * DILATION[2]).to(i32) + arange(N).to(i32)
                             w = where(wide % STRIDES[2] == 0, wide // STRIDES[2], -1)
-                            columns = _axis_counts(w, x, 2, KERNEL, STRIDES, DILATION, LOW, COUNTED)
-                            divisor = tl.maximum(columns * rows, 1)
-                            share = y[n, c, d, h, w].to(WIDE) / divisor.to(WIDE)
+                            if DIVISOR:
+                                share = y[n, c, d, h, w].to(WIDE) / DIVISOR
+                            else:
+                                rows = _divisor(d, h, x, KERNEL, STRIDES, DILATION, LOW, COUNTED)
+                                columns = _axis_counts(
+                                    w, x, 2, KERNEL, STRIDES, DILATION, LOW, COUNTED
+                                )
+                                divisor = tl.maximum(columns * rows, 1)
+                                share = y[n, c, d, h, w].to(WIDE) / divisor.to(WIDE)
                             total = total + share
                 x[n, c, z, row, at : at + N] = total.to(x.dtype)
+
+
+@kernel
+def spread_planes(y: Array, x: Array, KERNEL: Const, DIVISOR: Const, WIDE: Const, N: Const):
+    """The same for windows side by side, without padding: y / DIVISOR all over each window."""
+    c = program_id(0) % x.shape[1]
+    n = program_id(0) // x.shape[1]
+    for z in range(x.shape[2]):
+        for row in range(x.shape[3]):
+            d, h = z // KERNEL[0], row // KERNEL[1]
+            for at in range(0, x.shape[4] // KERNEL[2] + 1, N):
+                share = (y[n, c, d, h, at : at + N].to(WIDE) / DIVISOR).to(x.dtype)
+                wide = reshape(
+                    broadcast_to(expand_dims(share, 1), (N, KERNEL[2])), (N * KERNEL[2],)
+                )
+                x[n, c, z, row, at * KERNEL[2] : at * KERNEL[2] + N * KERNEL[2]] = wide
 
 
 def average_gradient_calls(
@@ -309,6 +420,11 @@ def average_gradient_calls(
     counted: Pairs,
 ) -> list[KernelCall]:
     """The transpose of :func:`average_calls`."""
-    consts = _average_consts(x.dtype, kernel, strides, dilation, low, counted)
+    grid = (x.shape[0] * x.shape[1],)
+    consts = _average_consts(x, y, kernel, strides, dilation, low, counted)
+    side_by_side = kernel == strides and low == (0, 0, 0) and kernel[2] <= 4
+    if side_by_side and dilation == (1, 1, 1) and consts["DIVISOR"]:
+        chosen = {name: consts[name] for name in ("KERNEL", "DIVISOR", "WIDE")}
+        return [KernelCall(spread_planes, grid, (y, x), {**chosen, "N": _lanes(y.shape[4])})]
     consts["N"] = _lanes(x.shape[4])
-    return [KernelCall(average_gradient_planes, (x.shape[0] * x.shape[1],), (y, x), consts)]
+    return [KernelCall(average_gradient_planes, grid, (y, x), consts)]
