@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ops.gradcheck import check_gradient, compiled, data, referenced
 
+from tilewright.compiler.static import build
 from tilewright.dtypes import f32, f64, i64
 from tilewright.errors import ShapeError, UnsupportedError
 from tilewright.graph import Node, topological
@@ -19,8 +20,10 @@ from tilewright.ops import elementwise as E
 from tilewright.ops import reductions as R
 from tilewright.ops import views as V
 from tilewright.ops.autodiff import RuledNode, checkpoint, custom_gradient, jvp, vjp
+from tilewright.ops.gemm import bmm
 from tilewright.ops.norm import layer_norm, rms_norm
 from tilewright.ops.table import OpDef, make_parts, register
+from tilewright.runtime.launch import default_pool, default_target
 
 RUNS = pytest.mark.parametrize("run", [referenced, compiled])
 
@@ -337,6 +340,28 @@ def test_checkpoint_computes_again_behind_the_gradient(run: Any) -> None:
     got, expected = run([y, gx, gw]), run([plain, *wanted])
     for mine, theirs in zip(got, expected, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-13, atol=1e-15)
+
+
+def test_checkpoint_saves_memory() -> None:
+    """Eight layers of a wide hidden width: the temporary memory of one, not of all."""
+
+    def step(wrap: Any) -> tuple[list[np.ndarray], int]:
+        weights = [
+            [data(array(*s, seed=i) / 8, f32) for s in [(32, 512), (512, 32)]] for i in range(8)
+        ]
+        h = data(array(32, 32), f32)
+        for up, down in weights:
+            h = wrap(lambda v, a=up, b=down: E.add(v, bmm(E.tanh(bmm(v, a)), b)))(h)
+        loss = R.mean(E.square(h))
+        grads = vjp([loss], [E.ones_like(loss)], [w for pair in weights for w in pair])
+        roots = [loss, *(g for g in grads if g is not None)]
+        program = build(roots, default_target(), default_pool())
+        return compiled(roots), program.arena_bytes
+
+    plain, saved = step(lambda f: f), step(checkpoint)
+    for mine, wanted in zip(saved[0], plain[0], strict=True):
+        np.testing.assert_array_equal(mine, wanted)
+    assert saved[1] < 0.4 * plain[1]
 
 
 def test_checkpoint_of_several_results_and_rules_inside(two: str) -> None:
