@@ -202,7 +202,10 @@ class _Kernel:
             if (node, m) in seen:
                 continue
             seen.add((node, m))
-            if node in self.inside or (node in self.cheap and node.inputs):
+            if node.op == "iota" and (node in self.inside or node in self.cheap):
+                name = f"p{len(self.patterns)}"
+                self.patterns[node, m] = name, self._pattern(node, m)
+            elif node in self.inside or (node in self.cheap and node.inputs):
                 stack += [(i, self._input_map(node, i, m)) for i in node.inputs]
             elif is_transparent(node) and node not in self.buffers:
                 stack.append((node.inputs[0], map_of_input(node, node.inputs[0], m)))
@@ -210,9 +213,6 @@ class _Kernel:
                 continue
             elif node.op == "scalar":
                 self.scalars.setdefault(node, f"c{len(self.scalars)}")
-            elif node.op == "iota" and node.value is None and node not in self.buffers:
-                name = f"p{len(self.patterns)}"
-                self.patterns[node, m] = name, self._pattern(node, m)
             else:
                 name = f"x{len(self.operands)}"
                 self.operands[node, m] = name, self._operand(node, m)
