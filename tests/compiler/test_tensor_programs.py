@@ -65,6 +65,7 @@ def test_fusion_and_threads_change_no_bit(block: int) -> None:
         for node in pending(roots):  # now every node by itself
             if node.value is None and node.op not in ("const", "scalar"):
                 realize([node])
+        realize(roots)
         for root, *several in zip(roots, *whole):
             alone = root.value.numpy()
             for one in several:
