@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from tests.ops.gradcheck import check_gradient
+from tests.ops.gradcheck import compiled as kernels
 from tests.ops.node_calls import (
     LAYOUTS,
     check,
@@ -18,7 +21,9 @@ from tests.ops.node_calls import (
 
 from tilewright.dtypes import ALL, DType, bf16, boolean, f16, f32, i32, i64
 from tilewright.errors import ShapeError
+from tilewright.graph import Node
 from tilewright.ops import indexing
+from tilewright.ops.autodiff import vjp
 
 IDS = (i32, i64)
 
@@ -179,3 +184,74 @@ def test_errors_name_what_does_not_fit() -> None:
     flags = leaf(np.zeros(3, bool), boolean)
     with pytest.raises(ShapeError, match="cannot be added"):
         indexing.scatter_add(flags, ids, leaf(np.zeros(2, bool), boolean), 0)
+
+
+GATHERS: list[Any] = [
+    (lambda x, i: indexing.take(x, i, 1), (3, 5, 2), (2, 4), 5, lambda x, i: x[:, i]),
+    (lambda x, i: indexing.take(x, i, 0), (6,), (9,), 6, lambda x, i: x[i]),
+    (
+        lambda x, i: indexing.take_along_axis(x, i, 1),
+        (3, 5, 2),
+        (3, 4, 2),
+        5,
+        lambda x, i: torch.gather(x, 1, i),
+    ),
+    (
+        lambda x, i: indexing.gather_nd(x, i),
+        (4, 4, 3),
+        (7, 2),
+        4,
+        lambda x, i: x[i[:, 0], i[:, 1]],
+    ),
+]
+
+
+@pytest.mark.parametrize(("ours", "shape", "many", "n", "theirs"), GATHERS)
+def test_gradient_of_gathers(
+    rng: np.random.Generator,
+    ours: Any,
+    shape: tuple[int, ...],
+    many: tuple[int, ...],
+    n: int,
+    theirs: Any,
+) -> None:
+    x, ids = rng.standard_normal(shape), rng.integers(0, n, many)
+    check_gradient(ours, x, ids, order=2, torch_fn=theirs)
+    check_gradient(ours, x, ids, run=kernels)
+
+
+@pytest.mark.parametrize("mode", ["set", "add"])
+def test_gradient_of_scatters(rng: np.random.Generator, mode: str) -> None:
+    """Without repeated ids against torch, with them against differences."""
+    x, u = rng.standard_normal((2, 6, 3)), rng.standard_normal((2, 4, 3))
+    once, twice = rng.permutation(6)[:4], np.array([1, 4, 1, 1])
+
+    def theirs(x: torch.Tensor, i: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        copy = torch.index_add if mode == "add" else torch.index_copy
+        return copy(x, 1, i, u)
+
+    def ours(x: Node, i: Node, u: Node) -> Node:
+        return indexing.scatter(x, i, u, 1, mode)
+
+    check_gradient(ours, x, once, u, order=2, torch_fn=theirs)
+    check_gradient(ours, x, twice, u, order=2)
+    check_gradient(ours, x, twice, u, run=kernels)
+
+    along = rng.integers(0, 6, u.shape)
+    check_gradient(lambda x, i, u: indexing.put_along_axis(x, i, u, 1, mode), x, along, u, order=2)
+    pairs = np.array([[0, 3], [1, 5], [0, 3], [0, 0]])
+    v = rng.standard_normal((4, 3))
+    check_gradient(lambda x, i, u: indexing.scatter_nd(x, i, u, mode), x, pairs, v, order=2)
+    check_gradient(lambda x, i, u: indexing.scatter_nd(x, i, u, mode), x, pairs, v, run=kernels)
+
+
+def test_gradient_of_a_table_is_sparse() -> None:
+    """The node of take's gradient holds ids and rows; nothing of the table's size is computed."""
+    table = leaf(np.zeros((1000, 4)), f32)
+    ids = leaf(np.array([[3, 999], [3, 0]]), i64)
+    up = leaf(np.ones((2, 2, 4)), f32)
+    (grad,) = vjp([indexing.take(table, ids)], [up], [table])
+    assert grad is not None
+    assert grad.op == "scatter_rows"
+    assert grad.inputs == (ids, up)
+    assert grad.shape == table.shape

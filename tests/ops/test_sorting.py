@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from tests.ops.gradcheck import check_gradient
+from tests.ops.gradcheck import compiled as kernels
 from tests.ops.node_calls import LAYOUTS, check, compiled, leaf, random_values, with_threads
 
 from tilewright.dtypes import ALL, DType, boolean, f32, f64, i32
@@ -102,3 +105,21 @@ def test_errors_name_what_does_not_fit() -> None:
         sorting.topk(x, 5)
     with pytest.raises(ShapeError, match="one dtype"):
         sorting.searchsorted(x, leaf(np.zeros(3), f64))
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((9,), 0), ((4, 5), 0), ((2, 6, 3), 1)])
+def test_gradients(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> None:
+    x = rng.permutation(np.prod(shape)).reshape(shape) * 0.1
+    for turned in (False, True):
+        check_gradient(
+            lambda v, t=turned: sorting.sort(v, axis, t),
+            x,
+            order=2,
+            torch_fn=lambda v, t=turned: torch.sort(v, axis, t).values,
+        )
+        check_gradient(
+            lambda v, t=turned: sorting.topk(v, 3, axis, t)[0],
+            x,
+            run=kernels,
+            torch_fn=lambda v, t=turned: torch.topk(v, 3, axis, t).values,
+        )

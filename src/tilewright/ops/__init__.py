@@ -19,6 +19,7 @@ from tilewright.ops import (
     scans,
     selective_scan,
     sorting,
+    unique_rows,
     views,
 )
 
@@ -38,5 +39,6 @@ __all__ = [
     "scans",
     "selective_scan",
     "sorting",
+    "unique_rows",
     "views",
 ]

@@ -28,6 +28,7 @@ from tilewright.lang import (
     isnan,
     minimum,
     program_id,
+    range,
     scratch,
     sum,
     u16,
