@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from tilewright.dtypes import DType, bf16, boolean, f16, f32
 from tilewright.errors import ShapeError
 from tilewright.graph import Node, Shape, shape_of
 from tilewright.ops.calls import KernelCall
-from tilewright.ops.gemm_kernels import direct_calls, split_batches
+from tilewright.ops.gemm_calls import Plan, plan_product, product_calls, workspace_of
 from tilewright.ops.table import OpDef, make, register
 
 __all__ = ["bmm"]
@@ -48,10 +49,6 @@ def bmm(
 
 def _out_dtype(a: Node, b: Node) -> DType:
     return a.dtype if a.dtype is b.dtype else f32
-
-
-def _accumulator(dtype: DType) -> DType:
-    return f32 if dtype in (f16, bf16) else dtype
 
 
 def _infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:
@@ -102,14 +99,43 @@ def _rounded(x: np.ndarray) -> np.ndarray:
     return to_float32(from_float32(x))
 
 
-def _calls(node: Node, inputs: Sequence[Any], out: Any) -> list[KernelCall]:
+def _is_turned(node: Node) -> bool:
+    """Whether y^T = b^T a^T is made instead, so that lanes run along the longer axis."""
+    m, n = node.shape[-2:]
+    return n < 16 and m >= 2 * n and node.attrs.get("epilogue") is None  # type: ignore[operator]
+
+
+def _plan(node: Node) -> Plan:
+    a, b = node.inputs[:2]
+    m, n, k = node.shape[-2], node.shape[-1], a.shape[-1]
+    if _is_turned(node):
+        m, n, a, b = n, m, b, a
+    batch = math.prod(node.shape[:-2])  # type: ignore[arg-type]
+    dtypes = (a.dtype, b.dtype, node.dtype)
+    return plan_product(m, k, n, batch, dtypes, node.attrs.get("compute"))  # type: ignore[arg-type]
+
+
+def _workspace(node: Node) -> Sequence[tuple[DType, Shape]]:
+    plan = _plan(node)
+    return workspace_of(plan, node.shape[:-2])  # type: ignore[arg-type]
+
+
+def _calls(
+    node: Node, inputs: Sequence[Any], out: Any, workspace: Sequence[Any] = ()
+) -> list[KernelCall]:
     a, b, *extras = inputs
-    accumulate = _accumulator(a.dtype)
-    via = bf16 if node.attrs.get("compute") is bf16 else accumulate
-    calls: list[KernelCall] = []
-    for one, two, y in split_batches(a, b, out):
-        calls += direct_calls(one, two, y, accumulate, via, node.attrs.get("epilogue"), extras)
-    return calls
+    if _is_turned(node):
+        a, b, out = _swapped(b), _swapped(a), _swapped(out)
+    epilogue = node.attrs.get("epilogue")
+    return product_calls(_plan(node), a, b, out, workspace, epilogue, extras)
+
+
+def _swapped(x: Any) -> Any:
+    """A buffer with its last two axes exchanged."""
+    n = x.ndim - 2
+    return x.view(
+        (*x.shape[:n], x.shape[-1], x.shape[-2]), (*x.strides[:n], x.strides[-1], x.strides[-2])
+    )
 
 
 def _gradient(node: Node, grad: Node) -> Sequence[Node | None]:
@@ -134,4 +160,4 @@ def _sum_to(x: Node, shape: Shape) -> Node:
     return x if x.shape == shape else sum_to(x, shape)
 
 
-register(OpDef("bmm", _infer, _reference, calls=_calls, gradient=_gradient))
+register(OpDef("bmm", _infer, _reference, calls=_calls, workspace=_workspace, gradient=_gradient))

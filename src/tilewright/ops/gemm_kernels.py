@@ -1,7 +1,15 @@
-"""Products of two arrays with any strides: ``y = a @ b``, batch by batch.
+"""Kernels of ``y = a @ b`` for arrays with any strides, batch by batch.
 
-Contract: an output is one accumulator, one fused multiply-add per k, k ascending, whatever the
-tile, the strides or the number of threads.
+Contract: an output is one accumulator that takes one fused multiply-add per k, k ascending,
+whatever the tiles, the strides or the number of threads; with bf16 operands it takes one ``dot2``
+per pair of neighbouring k instead. Operands are cut into *words*: an element in the accumulator's
+dtype, or a pair of bf16 in a u32.
+
+:func:`gemm_blocked` is the loop nest of Goto and van de Geijn ("Anatomy of high-performance matrix
+multiplication", 2008) with the panels chosen for small stacks: a block of ``a`` stays in the L2
+cache, a panel of ``b`` in the L1 cache, the 8 x 32 sums in registers. What comes next is prefetched
+while the sums are made, because on a shared machine waiting for memory costs more than copying.
+:func:`gemm_direct` copies nothing and serves small products.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-incomplete-defs=False
@@ -10,17 +18,71 @@ tile, the strides or the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
-from tilewright.dtypes import DType
-from tilewright.lang import Array, Arrays, Const, Inline, expand_dims, fma, program_id, zeros
-from tilewright.ops.calls import KernelCall
-from tilewright.ops.quantized import no_epilogue
-from tilewright.runtime.buffers import Buffer
+from tilewright.lang import (
+    Array,
+    Arrays,
+    Const,
+    Inline,
+    bf16,
+    bitcast,
+    dot2,
+    expand_dims,
+    fma,
+    i64,
+    load,
+    prefetch,
+    program_id,
+    scratch,
+    u16,
+    u32,
+    unroll,
+    where,
+    zeros,
+)
 from tilewright.runtime.launch import kernel
 
-__all__ = ["direct_calls", "split_batches"]
+__all__ = ["PANEL", "ROWS", "gemm_blocked", "gemm_direct", "pack_panels"]
+
+ROWS = 8  # rows of a tile: with 32 columns its sums take half the registers and hide the latency
+PANEL = 32
+_UNROLL = 4
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def _pair(low, high):
+    """Two tiles as bf16 pairs."""
+    first = bitcast(low.to(bf16), u16).to(u32)
+    second = bitcast(high.to(bf16), u16).to(u32)
+    return first | (second << 16)
+
+
+def _across(x, o, p, row, column, WIDTH, WORD, PAIRS, FILL):
+    """WIDTH words of neighbouring k in a row of x (.., rows, k), from word ``column`` on."""
+    if PAIRS:
+        both = load(x[o, p, row, column * 2 : column * 2 + 2 * WIDTH], fill=FILL)
+        return _pair(both[0::2], both[1::2])
+    return load(x[o, p, row, column : column + WIDTH], fill=FILL).to(WORD)
+
+
+def _down(x, o, p, row, column, WIDTH, WORD, PAIRS, FILL):
+    """The words number ``row`` of WIDTH neighbouring columns of x (.., k, columns)."""
+    if PAIRS:
+        low = load(x[o, p, row * 2, column : column + WIDTH], fill=FILL)
+        high = load(x[o, p, row * 2 + 1, column : column + WIDTH], fill=FILL)
+        return _pair(low, high)
+    return load(x[o, p, row, column : column + WIDTH], fill=FILL).to(WORD)
+
+
+def _step(acc, left, right):
+    """One word of k more: u32 words are pairs of bf16."""
+    if left.dtype is u32:
+        return dot2(acc, expand_dims(left, 1), expand_dims(right, 0))
+    return fma(expand_dims(left, 1), expand_dims(right, 0), acc)
+
+
+# --- without packing -----------------------------------------------------------------------------
 
 
 @kernel
@@ -32,92 +94,224 @@ def gemm_direct(
     MT: Const,
     NT: Const,
     ACC: Const,
-    VIA: Const,
+    PAIRS: Const,
     epilogue: Inline,
 ):
     """y (b0, b1, m, n) = a (b0, b1, m, k) @ b (b0, b1, k, n): a tile of MT x NT per program.
 
-    Operands are rounded to VIA and widened to ACC.
+    With PAIRS elements go two at a time as bf16.
     """
     inner = y.shape[1]
-    outer = program_id(2) // inner
-    at = program_id(2) % inner
+    o = program_id(2) // inner
+    p = program_id(2) % inner
     i, j = program_id(1) * MT, program_id(0) * NT
     acc = zeros((MT, NT), ACC)
-    for k in range(a.shape[3]):
-        left = a[outer, at, i : i + MT, k].to(VIA).to(ACC)
-        right = b[outer, at, k, j : j + NT].to(VIA).to(ACC)
-        acc = fma(expand_dims(left, 1), expand_dims(right, 0), acc)
-    y[outer, at, i : i + MT, j : j + NT] = epilogue(acc, i, j, extras)
+    if PAIRS:
+        for k in range(0, a.shape[3], 2):
+            left = _pair(a[o, p, i : i + MT, k], load(a[o, p, i : i + MT, k + 1], fill=-0.0))
+            right = _pair(b[o, p, k, j : j + NT], b[o, p, k + 1, j : j + NT])
+            acc = _step(acc, left, right)
+    else:
+        whole = a.shape[3] // _UNROLL * _UNROLL
+        for k in range(0, whole, _UNROLL):
+            for u in unroll(_UNROLL):
+                left = a[o, p, i : i + MT, k + u].to(ACC)
+                acc = _step(acc, left, b[o, p, k + u, j : j + NT].to(ACC))
+        for k in range(whole, a.shape[3]):
+            left = a[o, p, i : i + MT, k].to(ACC)
+            acc = _step(acc, left, b[o, p, k, j : j + NT].to(ACC))
+    y[o, p, i : i + MT, j : j + NT] = epilogue(acc, i, j, extras)
 
 
-def direct_calls(
-    a: Buffer,
-    b: Buffer,
-    y: Buffer,
-    accumulate: DType,
-    via: DType,
-    epilogue: Callable[..., Any] | None = None,
-    extras: Sequence[Buffer] = (),
-) -> list[KernelCall]:
-    """``y = epilogue(a @ b)`` without packing; buffers of four axes, see :func:`split_batches`."""
-    batch, m, n = y.shape[0] * y.shape[1], y.shape[2], y.shape[3]
-    rows = max(1, min(m, 8))
-    columns = 32 if accumulate.bits <= 32 else 16
-    consts = {
-        "MT": rows,
-        "NT": columns,
-        "ACC": accumulate,
-        "VIA": via,
-        "epilogue": epilogue or no_epilogue,
-    }
-    grid = (-(-n // columns), -(-m // rows), batch)
-    return [KernelCall(gemm_direct, grid, (a, b, y, tuple(extras)), consts)]
+# --- packed blocks -------------------------------------------------------------------------------
 
 
-def split_batches(a: Buffer, b: Buffer, y: Buffer) -> list[tuple[Buffer, Buffer, Buffer]]:
-    """The same products as triples with two batch axes each.
+def _pack_panel(b, right, o, p, k0, j, KC, NR, WORD, PAIRS, BT):
+    """KC words of NR columns of b into right (KC, NR); b is (.., n, k) when BT."""
+    if BT:
+        for k in range(0, KC // 16 * 16, 16):
+            _pack_square(b, right, o, p, k0, j, k, 16, NR, WORD, PAIRS)
+        if KC % 16:
+            _pack_square(b, right, o, p, k0, j, KC // 16 * 16, KC % 16, NR, WORD, PAIRS)
+    else:
+        for k in range(KC):
+            right[k, 0:NR] = _down(b, o, p, k0 + k, j, NR, WORD, PAIRS, 0)
 
-    ``y`` (*batch, m, n); the batch axes of ``a`` and ``b`` broadcast against it. Neighbouring axes
-    that all three can walk with one stride become one; what is left beyond two is looped over here.
+
+def _pack_square(b, right, o, p, k0, j, k, WIDTH, NR, WORD, PAIRS):
+    """WIDTH words of k, NR columns, of which b (.., n, k) has the rows."""
+    if WORD.bits == 32:
+        for h in unroll(0, NR, 16):
+            rows = j + h
+            if PAIRS:
+                first = (k0 + k) * 2
+                both = b[o, p, rows : rows + 16, first : first + 2 * WIDTH]
+                block = _pair(both[:, 0::2], both[:, 1::2])
+            else:
+                block = b[o, p, rows : rows + 16, k0 + k : k0 + k + WIDTH].to(WORD)
+            right[k : k + WIDTH, h : h + 16] = block.T
+    else:
+        for n in range(NR):
+            right[k : k + WIDTH, n] = _across(b, o, p, j + n, k0 + k, WIDTH, WORD, PAIRS, 0)
+
+
+@kernel
+def pack_panels(
+    b: Array, packed: Array, KC: Const, NR: Const, WORD: Const, PAIRS: Const, BT: Const
+):
+    """b (1, 1, k, n), or (1, 1, n, k) when BT, as panels: packed (chunks, panels, KC, NR)."""
+    panel, chunk = program_id(0), program_id(1)
+    right = scratch((-(-KC // 16) * 16, NR), WORD)
+    _pack_panel(b, right, 0, 0, chunk * KC, panel * NR, KC, NR, WORD, PAIRS, BT)
+    for k in range(KC):
+        packed[chunk, panel, k, 0:NR] = right[k, 0:NR]
+
+
+def _pack_block(a, left, o, p, i0, k0, MC, KC, WORD, PAIRS, AT, FILL):
+    """KC words of MC rows of a into left (MC, ..), or (KC, ..) when AT; a is (.., k, m) then."""
+    if AT:
+        for k in range(KC):
+            for i in unroll(0, MC, 16):
+                left[k, i : i + 16] = _down(a, o, p, k0 + k, i0 + i, 16, WORD, PAIRS, FILL)
+    else:
+        for i in range(MC):
+            for k in unroll(0, KC // 16 * 16, 16):
+                left[i, k : k + 16] = _across(a, o, p, i0 + i, k0 + k, 16, WORD, PAIRS, FILL)
+            if KC % 16:
+                k, w = KC // 16 * 16, KC % 16
+                left[i, k : k + w] = _across(a, o, p, i0 + i, k0 + k, w, WORD, PAIRS, FILL)
+
+
+def _sum(left, right, acc, i, KC, MR, NR, AT):
+    """acc plus KC words of MR packed rows times a packed panel."""
+    for k in range(0, KC // _UNROLL * _UNROLL, _UNROLL):
+        for u in unroll(_UNROLL):
+            rows = left[k + u, i : i + MR] if AT else left[i : i + MR, k + u]
+            acc = _step(acc, rows, right[k + u, 0:NR])
+    for k in unroll(KC // _UNROLL * _UNROLL, KC):
+        rows = left[k, i : i + MR] if AT else left[i : i + MR, k]
+        acc = _step(acc, rows, right[k, 0:NR])
+    return acc
+
+
+def _sum_prepacked(left, b, chunk, panel, acc, i, KC, MR, NR, AT):
+    """The same with a panel of b (chunks, panels, KC, ..)."""
+    for k in range(0, KC // _UNROLL * _UNROLL, _UNROLL):
+        for u in unroll(_UNROLL):
+            rows = left[k + u, i : i + MR] if AT else left[i : i + MR, k + u]
+            acc = _step(acc, rows, b[chunk, panel, k + u, 0:NR])
+    for k in unroll(KC // _UNROLL * _UNROLL, KC):
+        rows = left[k, i : i + MR] if AT else left[i : i + MR, k]
+        acc = _step(acc, rows, b[chunk, panel, k, 0:NR])
+    return acc
+
+
+def _prefetch_panel(b, o, p, k0, j, chunk, t, T, KC, NR, ELEMENTS, BT, PRE):
+    """Share t of T of the panel of b that comes next."""
+    if PRE:
+        for u in unroll(-(-KC // T)):
+            prefetch(b[chunk, j // NR, t * -(-KC // T) + u, 0:NR])
+    elif T >= 8:
+        if BT:
+            for u in unroll(-(-NR // T)):
+                row = j + t * -(-NR // T) + u
+                prefetch(b[o, p, row, k0 * ELEMENTS : k0 * ELEMENTS + KC * ELEMENTS])
+        else:
+            for u in unroll(-(-KC * ELEMENTS // T)):
+                row = k0 * ELEMENTS + t * -(-KC * ELEMENTS // T) + u
+                prefetch(b[o, p, row, j : j + NR])
+
+
+def _prefetch_rows(a, o, p, number, i0, k0, MC, KC, ELEMENTS, AT):
+    """Row ``number`` of the block of a that comes next."""
+    if AT:
+        if number < KC * ELEMENTS:
+            prefetch(a[o, p, k0 * ELEMENTS + number, i0 : i0 + MC])
+    else:
+        if number < MC:
+            prefetch(a[o, p, i0 + number, k0 * ELEMENTS : k0 * ELEMENTS + KC * ELEMENTS])
+
+
+@kernel
+def gemm_blocked(
+    a: Array,
+    b: Array,
+    sums: Array,
+    y: Array,
+    extras: Arrays,
+    panels: u16,
+    chunks: u16,
+    MC: Const,
+    KC: Const,
+    MR: Const,
+    NR: Const,
+    ACC: Const,
+    WORD: Const,
+    A_PAIRS: Const,
+    B_PAIRS: Const,
+    FILL: Const,
+    AT: Const,
+    BT: Const,
+    PRE: Const,
+    epilogue: Inline,
+):
+    """y (b0, b1, m, n) = a (b0, b1, m, k) @ b (b0, b1, k, n): MC rows, ``panels`` panels a program.
+
+    Args:
+        a: (b0, b1, k, m) when AT.
+        b: (b0, b1, n, k) when BT, or what :func:`pack_panels` made when PRE.
+        sums: like y, in ACC: holds the sums between chunks of KC words; may be y itself.
+        chunks: how many chunks of k there are.
+        WORD: what is multiplied: elements as WORD, or pairs of bf16 when it is u32.
+        A_PAIRS, B_PAIRS: the operand's elements have to be paired (a u32 array is already).
+        FILL: stands for a beyond the end of k: -0.0, whose product with 0 changes no sum.
     """
-    batch = y.shape[:-2]
-    sizes: list[int] = []
-    steps: list[list[int]] = [[], [], []]
-    for axis, size in enumerate(batch):
-        if size == 1:
-            continue
-        each = [_stride(x, axis - len(batch), size) for x in (a, b, y)]
-        if sizes and all(s[-1] == e * size for s, e in zip(steps, each)):
-            sizes[-1] *= size
-            for s, e in zip(steps, each):
-                s[-1] = e
-            continue
-        sizes.append(size)
-        for s, e in zip(steps, each):
-            s.append(e)
-    while len(sizes) < 2:
-        sizes.insert(0, 1)
-        for s in steps:
-            s.insert(0, 0)
-    triples: list[tuple[Buffer, Buffer, Buffer]] = []
-    offsets = [(0, 0, 0)]
-    for size, *each in list(zip(sizes, *steps))[:-2]:
-        offsets = [
-            (o[0] + i * each[0], o[1] + i * each[1], o[2] + i * each[2])
-            for o in offsets
-            for i in range(size)
-        ]
-    for offset in offsets:
-        one, two, three = (
-            x.view((*sizes[-2:], *x.shape[-2:]), (*s[-2:], *x.strides[-2:]), o)
-            for x, s, o in zip((a, b, y), steps, offset)
-        )
-        triples.append((one, two, three))
-    return triples
-
-
-def _stride(x: Buffer, axis: int, size: int) -> int:
-    """Step of ``x`` along batch axis ``axis`` (from the end, of y's batch) of length ``size``."""
-    at = x.ndim - 2 + axis
-    return x.strides[at] if at >= 0 and x.shape[at] == size else 0
+    AHEAD = -(-KC // 16) * 16
+    A_ELEMENTS = 2 if A_PAIRS else 1
+    B_ELEMENTS = 2 if B_PAIRS else 1
+    TILES = MC // MR
+    if AT:
+        left = scratch((AHEAD, MC + 16), WORD)
+    else:
+        left = scratch((MC, AHEAD + 16), WORD)
+    if not PRE:
+        right = scratch((AHEAD, NR), WORD)
+    inner = y.shape[1]
+    o = program_id(2) // inner
+    p = program_id(2) % inner
+    i0 = program_id(1) * MC
+    count = panels.to(i64)
+    j0 = program_id(0) * count * NR
+    many = chunks.to(i64)
+    for chunk in range(many):
+        k0 = chunk * KC
+        _pack_block(a, left, o, p, i0, k0, MC, KC, WORD, A_PAIRS, AT, FILL)
+        ends = chunk == many - 1
+        next_i, next_k = where(ends, i0 + MC, i0), where(ends, 0, k0 + KC)
+        for panel in range(count):
+            j = j0 + panel * NR
+            if j < y.shape[3]:
+                if not PRE:
+                    _pack_panel(b, right, o, p, k0, j, KC, NR, WORD, B_PAIRS, BT)
+                for t in range(TILES):
+                    i = t * MR
+                    row = i0 + i
+                    if row < y.shape[2]:
+                        prefetch(y[o, p, row : row + MR, j : j + NR], write=True)
+                        _prefetch_panel(
+                            b, o, p, k0, j + NR, chunk, t, TILES, KC, NR, B_ELEMENTS, BT, PRE
+                        )
+                        _prefetch_rows(
+                            a, o, p, panel * TILES + t, next_i, next_k, MC, KC, A_ELEMENTS, AT
+                        )
+                        acc = zeros((MR, NR), ACC)
+                        if chunk > 0:
+                            acc = sums[o, p, row : row + MR, j : j + NR].to(ACC)
+                        if PRE:
+                            acc = _sum_prepacked(left, b, chunk, j // NR, acc, i, KC, MR, NR, AT)
+                        else:
+                            acc = _sum(left, right, acc, i, KC, MR, NR, AT)
+                        if ends:
+                            y[o, p, row : row + MR, j : j + NR] = epilogue(acc, row, j, extras)
+                        else:
+                            sums[o, p, row : row + MR, j : j + NR] = acc

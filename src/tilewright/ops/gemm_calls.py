@@ -1,0 +1,303 @@
+"""Which kernels make a product of arrays, with which blocks.
+
+What a plan decides depends on shapes and dtypes alone, so that memory can be planned before there
+are buffers; strides only choose how operands are read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tilewright.dtypes import DType, bf16, f32, f64, i32, i64, u32
+from tilewright.graph import Shape
+from tilewright.ops.calls import KernelCall
+from tilewright.ops.gemm_kernels import PANEL, ROWS, gemm_blocked, gemm_direct, pack_panels
+from tilewright.ops.quantized import no_epilogue
+from tilewright.runtime.buffers import Buffer
+
+__all__ = ["Plan", "plan_product", "product_calls", "split_batches", "workspace_of"]
+
+_MAX_CHUNK = 400  # words of k: a block's rows are copied, a panel's words wait in the L1 cache
+_PROGRAMS = 4  # at least, so that two threads end at about the same time
+_SMALL = 64**3  # multiply-adds that are not worth packing
+_FEW_ROWS = 32  # rows over which packing b would not pay
+_PACK_FIRST_ROWS = 512  # rows from which b is packed once for all of them...
+_PACK_FIRST_BYTES = 8 << 20  # ...if it then stays in the last cache
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How ``y (m, n) = a (m, k) @ b (k, n)`` is made.
+
+    Attributes:
+        accumulate: dtype of the sums.
+        word: dtype of what is multiplied; u32 for pairs of bf16.
+        rows: of a block of ``a`` (MC); a multiple of ``tile`` rows.
+        chunk, chunks: words of k per chunk, and how many.
+        panel: columns of a panel of ``b``.
+        panels: per program.
+        pack_first: ``b`` is packed by a launch of its own.
+        keep_sums: the output cannot hold sums between chunks.
+    """
+
+    m: int
+    k: int
+    n: int
+    accumulate: DType
+    word: DType
+    rows: int
+    tile: int
+    chunk: int
+    chunks: int
+    panel: int
+    panels: int
+    pack_first: bool
+    keep_sums: bool
+
+    @property
+    def all_panels(self) -> int:
+        return -(-self.n // self.panel)
+
+
+def plan_product(
+    m: int, k: int, n: int, batch: int, dtypes: tuple[DType, DType, DType], compute: DType | None
+) -> Plan:
+    """The plan for ``batch`` products; ``dtypes`` of a, b and y."""
+    accumulate = accumulator(dtypes[0])
+    pairs = compute is bf16 or dtypes[0] is dtypes[1] is bf16
+    word = u32 if pairs else accumulate
+    panel = PANEL if accumulate.bits == 32 else PANEL // 2
+    words = -(-k // 2) if pairs else k
+    chunk, chunks = _cut(max(words, 1))
+    pack_first = (
+        batch == 1
+        and m >= _PACK_FIRST_ROWS
+        and chunk * chunks * n * word.nbytes <= _PACK_FIRST_BYTES
+    )
+    most = (256 if pack_first else 384) * 4 // accumulate.nbytes
+    blocks = max(1, -(-m // most))
+    rows = m if m <= ROWS else min(most, _round_up(-(-m // blocks), ROWS if m <= 64 else 32))
+    groups = max(1, -(-_PROGRAMS // max(blocks * batch, 1)))
+    panels = max(1, -(-n // (panel * groups)))
+    return Plan(
+        m, k, n, accumulate, word, rows, min(ROWS, rows), chunk, chunks, panel, panels,
+        pack_first, chunks > 1 and dtypes[2] is not accumulate,
+    )  # fmt: skip
+
+
+def accumulator(dtype: DType) -> DType:
+    """In what sums of products of this dtype are held; integers wrap, so signs do not matter."""
+    if dtype.is_float:
+        return f64 if dtype is f64 else f32
+    return i64 if dtype.bits == 64 else i32
+
+
+def _cut(words: int) -> tuple[int, int]:
+    """Words per chunk and chunks: even pieces if there are any, else little padding."""
+    fewest = -(-words // _MAX_CHUNK)
+    for chunks in range(fewest, 2 * fewest + 1):
+        if words % chunks == 0 and (words // chunks % 4 == 0 or chunks == 1):
+            return words // chunks, chunks
+    return _round_up(-(-words // fewest), 4), fewest
+
+
+def _round_up(n: int, to: int) -> int:
+    return -(-n // to) * to
+
+
+def workspace_of(plan: Plan, batch: Sequence[int]) -> list[tuple[DType, Shape]]:
+    """The temporary buffers :func:`product_calls` wants, in order."""
+    needed: list[tuple[DType, Shape]] = []
+    if plan.pack_first:
+        needed.append((plan.word, (plan.chunks, plan.all_panels, plan.chunk, plan.panel)))
+    if plan.keep_sums:
+        needed.append((plan.accumulate, (*batch, plan.m, plan.n)))
+    return needed
+
+
+def product_calls(
+    plan: Plan,
+    a: Buffer,
+    b: Buffer,
+    y: Buffer,
+    workspace: Sequence[Buffer] = (),
+    epilogue: Callable[..., Any] | None = None,
+    extras: Sequence[Buffer] = (),
+) -> list[KernelCall]:
+    """``y = epilogue(a @ b)``: a (*batch, m, k), b (*batch, k, n), y (*batch, m, n).
+
+    Args:
+        workspace: buffers as :func:`workspace_of` lists them.
+        epilogue: inline ``(acc, i, j, extras) -> tile``, for products without batch axes.
+    """
+    if 0 in y.shape:
+        return []
+    spare = list(workspace)
+    packed = spare.pop(0) if plan.pack_first else None
+    sums = spare.pop(0) if plan.keep_sums else y
+    calls: list[KernelCall] = []
+    for one, two, out, between in split_batches(a, b, y, sums):
+        if _is_direct(plan, two):
+            calls.append(_direct_call(plan, one, two, out, epilogue, extras))
+        else:
+            calls += _blocked_calls(plan, one, two, out, between, packed, epilogue, extras)
+    return calls
+
+
+def _is_direct(plan: Plan, b: Buffer) -> bool:
+    """Whether b's rows can be read where they are, and copying them would not pay."""
+    if b.strides[-1] != 1 and plan.n > 1:
+        return False
+    return plan.m <= _FEW_ROWS or plan.m * plan.n * plan.k <= _SMALL
+
+
+def _direct_call(
+    plan: Plan,
+    a: Buffer,
+    b: Buffer,
+    y: Buffer,
+    epilogue: Callable[..., Any] | None,
+    extras: Sequence[Buffer],
+) -> KernelCall:
+    rows = -(-plan.m // -(-plan.m // ROWS))
+    columns = plan.panel // 2 if plan.n <= plan.panel // 2 else plan.panel
+    if plan.m == 1 and plan.n >= 8 * columns:
+        columns *= 2
+    consts = {
+        "MT": rows,
+        "NT": columns,
+        "ACC": plan.accumulate,
+        "PAIRS": plan.word is u32,
+        "epilogue": epilogue or no_epilogue,
+    }
+    grid = (-(-plan.n // columns), -(-plan.m // rows), y.shape[0] * y.shape[1])
+    return KernelCall(gemm_direct, grid, (a, b, y, tuple(extras)), consts)
+
+
+def _blocked_calls(
+    plan: Plan,
+    a: Buffer,
+    b: Buffer,
+    y: Buffer,
+    sums: Buffer,
+    packed: Buffer | None,
+    epilogue: Callable[..., Any] | None,
+    extras: Sequence[Buffer],
+) -> list[KernelCall]:
+    a, a_turned = _unit_stride_last(a)
+    b, b_turned = _unit_stride_last(b)
+    # The axis that pairs run along is the last one of a, and of b when it is turned.
+    a = a if a_turned else _as_words(plan, a)
+    b = _as_words(plan, b) if b_turned else b
+    words = {"KC": plan.chunk, "NR": plan.panel, "WORD": plan.word}
+    calls: list[KernelCall] = []
+    pairs = plan.word is u32
+    b_pairs = pairs and b.dtype is not u32
+    if packed is not None:
+        packed = packed.fix(2)
+        grid = (plan.all_panels, plan.chunks)
+        consts = {**words, "PAIRS": b_pairs, "BT": b_turned}
+        calls.append(KernelCall(pack_panels, grid, (b, packed), consts))
+        b, b_turned, b_pairs = packed, False, False
+    fill = -0.0 if a.dtype.is_float else 0x80008000 if pairs else 0
+    consts = {
+        **words,
+        "MC": plan.rows,
+        "MR": plan.tile,
+        "ACC": plan.accumulate,
+        "A_PAIRS": pairs and a.dtype is not u32,
+        "B_PAIRS": b_pairs,
+        "FILL": fill,
+        "AT": a_turned,
+        "BT": b_turned,
+        "PRE": packed is not None,
+        "epilogue": epilogue or no_epilogue,
+    }
+    grid3 = (
+        -(-plan.all_panels // plan.panels),
+        -(-plan.m // plan.rows),
+        y.shape[0] * y.shape[1],
+    )
+    args = (a, b, sums, y, tuple(extras), plan.panels, plan.chunks)
+    calls.append(KernelCall(gemm_blocked, grid3, args, consts))
+    return calls
+
+
+def _unit_stride_last(x: Buffer) -> tuple[Buffer, bool]:
+    """``x`` with its last two axes swapped if that makes neighbours of the last axis adjacent."""
+    rows, columns = x.strides[-2:]
+    if columns == 1 and not (rows == 1 and x.shape[-1] == 1):
+        return x, False
+    if rows != 1:
+        return x, False
+    shape, strides = list(x.shape), list(x.strides)
+    shape[-2:], strides[-2:] = shape[:-3:-1], strides[:-3:-1]
+    return x.view(shape, strides), True
+
+
+def _as_words(plan: Plan, x: Buffer) -> Buffer:
+    """bf16 rows whose pairs are aligned, as rows of pairs; anything else as it is."""
+    even = (
+        x.dtype is bf16
+        and x.shape[-1] % 2 == 0
+        and x.strides[-1] == 1
+        and x.pointer % 4 == 0
+        and all(s % 2 == 0 for s in x.strides[:-1])
+    )
+    if plan.word is not u32 or not even:
+        return x
+    shape = (*x.shape[:-1], x.shape[-1] // 2)
+    return x.view(shape, (*(s // 2 for s in x.strides[:-1]), 1), dtype=u32)
+
+
+def split_batches(*buffers: Buffer) -> list[tuple[Buffer, ...]]:
+    """The same products as tuples of buffers with two batch axes each.
+
+    The batch axes of every buffer broadcast against those of the last. Neighbouring axes that all
+    can walk with one stride become one; what is left beyond two is looped over here.
+    """
+    batch = buffers[-1].shape[:-2]
+    sizes: list[int] = []
+    steps: list[list[int]] = [[] for _ in buffers]
+    for axis, size in enumerate(batch):
+        if size == 1:
+            continue
+        each = [_stride(x, axis - len(batch), size) for x in buffers]
+        if sizes and all(s[-1] == e * size for s, e in zip(steps, each)):
+            sizes[-1] *= size
+            for s, e in zip(steps, each):
+                s[-1] = e
+            continue
+        sizes.append(size)
+        for s, e in zip(steps, each):
+            s.append(e)
+    while len(sizes) < 2:
+        sizes.insert(0, 1)
+        for s in steps:
+            s.insert(0, 0)
+    outer = [range(size) for size in sizes[:-2]]
+    result: list[tuple[Buffer, ...]] = []
+    for at in range(math.prod(map(len, outer))):
+        index: list[int] = []
+        for axis_range in reversed(outer):
+            at, i = divmod(at, len(axis_range))
+            index.insert(0, i)
+        parts = [
+            x.view(
+                (*sizes[-2:], *x.shape[-2:]),
+                (*s[-2:], *x.strides[-2:]),
+                sum(i * step for i, step in zip(index, s)),
+            )
+            for x, s in zip(buffers, steps)
+        ]
+        result.append(tuple(parts))
+    return result
+
+
+def _stride(x: Buffer, axis: int, size: int) -> int:
+    """Step of ``x`` along batch axis ``axis`` (counted from the end of the batch)."""
+    at = x.ndim - 2 + axis
+    return x.strides[at] if at >= 0 and x.shape[at] == size else 0
