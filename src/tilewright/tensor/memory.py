@@ -7,13 +7,18 @@ import numpy as np
 from tilewright.dtypes import bf16, to_float32
 from tilewright.runtime.buffers import Buffer
 
-__all__ = ["array_of"]
+__all__ = ["array_of", "bits_of"]
 
 
 def array_of(buffer: Buffer, writable: bool = False) -> np.ndarray:
     """The memory of ``buffer`` as an ndarray; bf16 as a float32 copy."""
     if buffer.dtype is bf16:
         return to_float32(buffer.numpy())
+    return np.asarray(_View(buffer, writable))
+
+
+def bits_of(buffer: Buffer, writable: bool = False) -> np.ndarray:
+    """The memory of ``buffer`` as an ndarray of its storage dtype (uint16 for bf16)."""
     return np.asarray(_View(buffer, writable))
 
 
