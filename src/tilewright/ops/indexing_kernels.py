@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _SPAN = 1024  # columns of a gather that one program instance takes, at most
-_PARTS = 16  # pieces that a scatter's output is cut into when its columns are too few
+_PARTS = 8  # pieces that a scatter's output is cut into when its columns are too few
 
 
 # --- gathers -------------------------------------------------------------------------------------
@@ -330,12 +330,12 @@ def scatter_nd_kernel(
                 out[*index, *at, j : j + BLOCK] = value.to(out.dtype)
 
 
-def _parts(n: int, programs: int, updates: int) -> int:
+def _parts(n: int, programs: int, updates: int, span: int) -> int:
     """How many of ``n`` rows an instance owns when ``programs`` instances share all columns.
 
-    Every instance reads all ids, so a scatter with few updates is not cut.
+    Every instance reads all ids, so a scatter of few updates or of short rows is not cut.
     """
-    pieces = 1 if updates < 2048 else max(1, min(_PARTS // programs, n))
+    pieces = 1 if updates < 1024 or span < 32 else max(1, min(_PARTS // programs, n))
     return max(1, divide(n, pieces))
 
 
@@ -360,7 +360,7 @@ def scatter_calls(
     block = block_for(width, 64)
     span = 4 * block
     others = math.prod(outer[0]) * math.prod(inner[0][:-1])
-    part = _parts(n, divide(width, span) * others, ids.size)
+    part = _parts(n, divide(width, span) * others, ids.size, span)
     consts = {"O": len(outer[0]), "K": ids.ndim, "ADD": add, "PART": part, "SPAN": span}
     grid = (divide(width, span), others, divide(n, part))
     args = (ids, updates, out)
@@ -383,7 +383,7 @@ def scatter_along_calls(
     block = block_for(width, 64)
     others = math.prod(outer[0]) * math.prod(inner[0][:-1])
     n = out.shape[len(outer[0])]
-    part = n if inner[0] else _parts(n, others, ids.size)
+    part = n if inner[0] else _parts(n, others, ids.size, 1)
     consts = {"AXIS": len(outer[0]), "ADD": add, "PART": part, "BLOCK": block}
     grid = (divide(width, block), others, divide(n, part))
     return [KernelCall(scatter_along_kernel, grid, (ids, updates, out), consts)]
@@ -403,7 +403,7 @@ def scatter_nd_calls(ids: Buffer, updates: Buffer, out: Buffer, add: bool) -> li
     block = block_for(width, 64)
     span = 4 * block
     others = math.prod(inner[0][:-1])
-    part = _parts(out.shape[0], divide(width, span) * others, math.prod(k[0]))
+    part = _parts(out.shape[0], divide(width, span) * others, math.prod(k[0]), span)
     consts = {"N": n, "K": len(k[0]), "ADD": add, "PART": part, "SPAN": span, "BLOCK": block}
     grid = (divide(width, span), others, divide(out.shape[0], part))
     return [KernelCall(scatter_nd_kernel, grid, (ids, updates, out), consts)]

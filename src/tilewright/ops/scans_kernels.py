@@ -18,6 +18,7 @@ from tilewright.lang import (
     Const,
     Inline,
     bf16,
+    concatenate,
     f16,
     f32,
     fma,
@@ -81,6 +82,45 @@ def scan_kernel(
             values = (*values, x[*at[:O], t, *at[O:], j : j + BLOCK])
         carry, out = STEP(carry, values, t)
         y[*at[:O], t, *at[O:], j : j + BLOCK] = out.to(y.dtype)
+
+
+@kernel
+def scan_rows_kernel(
+    xs: Arrays,
+    starts: Arrays,
+    y: Array,
+    FIRST: Inline,
+    STEP: Inline,
+    REVERSE: Const,
+    ROWS: Const,
+    STEPS: Const,
+):
+    """:func:`scan_kernel` along the last axis of y (o.., r, t): ROWS lanes side by side.
+
+    STEPS elements of each row are read at once and turned, so that memory is read along its lines.
+    """
+    j = program_id(0) * ROWS
+    n = y.shape[y.ndim - 1]
+    at = unravel(program_id(1), y.shape[: y.ndim - 2])
+    given = ()
+    for x in unroll(starts):
+        given = (*given, x[*at, j : j + ROWS, 0])
+    carry = FIRST(given, (ROWS,), y.dtype)
+    for block in range((n + STEPS - 1) // STEPS):
+        t = (n - STEPS - block * STEPS) if REVERSE else block * STEPS
+        tiles = ()
+        for x in unroll(xs):
+            tiles = (*tiles, x[*at, j : j + ROWS, t : t + STEPS].T)
+        turned = ()
+        for i in unroll(STEPS):
+            k = STEPS - 1 - i if REVERSE else i
+            values = ()
+            for tile in unroll(tiles):
+                values = (*values, tile[k])
+            carry, out = STEP(carry, values, t + k)
+            line = out.to(y.dtype)[None, :]
+            turned = (line, *turned) if REVERSE else (*turned, line)
+        y[*at, j : j + ROWS, t : t + STEPS] = concatenate(turned, 0).T
 
 
 def wide(dtype):
@@ -192,19 +232,21 @@ def scan_calls(
         outer = sizes[:-1], [s[:-1] for s in strides]
         inner = sizes[-1:], [s[-1:] for s in strides]
     along = slice(axis, axis + 1)
-    y, *laid = (
-        relaid(a, (outer[0], o), (a.shape[along], a.strides[along]), (inner[0], i))
+    parts = [
+        ((outer[0], o), (a.shape[along], a.strides[along]), (inner[0], i))
         for a, o, i in zip(arrays, outer[1], inner[1])
-    )
-    width = y.shape[-1]
+    ]
+    width, steps = inner[0][-1], y.shape[axis]
     block = block_for(width, 16)
-    consts = {
-        "O": len(outer[0]),
-        "FIRST": first,
-        "STEP": step,
-        "REVERSE": reverse,
-        "BLOCK": block,
-    }
-    others = math.prod(outer[0]) * math.prod(inner[0][:-1])
-    args = (tuple(laid[: len(xs)]), tuple(laid[len(xs) :]), y)
-    return [KernelCall(scan_kernel, (divide(width, block), others), args, consts)]
+    grid = (divide(width, block), math.prod(outer[0]) * math.prod(inner[0][:-1]))
+    consts = {"FIRST": first, "STEP": step, "REVERSE": reverse}
+    if width > 1 and steps >= block and y.strides[axis] == 1 and y.strides[rest[-1]] != 1:
+        laid = [relaid(a, o, i, t) for a, (o, t, i) in zip(arrays, parts)]
+        consts |= {"ROWS": block, "STEPS": 16}
+        which = scan_rows_kernel
+    else:
+        laid = [relaid(a, *own) for a, own in zip(arrays, parts)]
+        consts |= {"O": len(outer[0]), "BLOCK": block}
+        which = scan_kernel
+    args = (tuple(laid[1 : 1 + len(xs)]), tuple(laid[1 + len(xs) :]), laid[0])
+    return [KernelCall(which, grid, args, consts)]
