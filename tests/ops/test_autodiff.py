@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.ops.gradcheck import check_gradient, compiled, data, referenced
 
 from tilewright.compiler.static import build
-from tilewright.dtypes import f32, f64, i64
+from tilewright.dtypes import bf16, f32, f64, i64
 from tilewright.errors import ShapeError, UnsupportedError
 from tilewright.graph import Node, topological
 from tilewright.ops import elementwise as E
@@ -21,7 +21,7 @@ from tilewright.ops import reductions as R
 from tilewright.ops import views as V
 from tilewright.ops.autodiff import RuledNode, checkpoint, custom_gradient, jvp, vjp
 from tilewright.ops.gemm import bmm
-from tilewright.ops.norm import layer_norm, rms_norm
+from tilewright.ops.norm import layer_norm, normalize, rms_norm
 from tilewright.ops.table import OpDef, make_parts, register
 from tilewright.runtime.launch import default_pool, default_target
 
@@ -422,3 +422,31 @@ def test_norms(shape: tuple[int, ...]) -> None:
 def test_norms_refuse_what_has_no_rows() -> None:
     with pytest.raises(ShapeError, match="float rows"):
         rms_norm(data(np.zeros(())), data(np.zeros(1)), 1e-5)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("axes", [-1, (0, 2), (0, 1, 2)])
+def test_normalize(axes: Any, centred: bool) -> None:
+    pytest.importorskip("torch")
+
+    def theirs(x: Any) -> Any:
+        near = x - x.mean(axes, keepdim=True) if centred else x
+        return near * ((near * near).mean(axes, keepdim=True) + 1e-2).rsqrt()
+
+    def mine(x: Node) -> Node:
+        return normalize(x, axes, 1e-2, centred)
+
+    x = array(2, 3, 4)
+    check_gradient(mine, x, torch_fn=theirs, order=3)
+    leaf = data(x)
+    (g,) = vjp([mine(leaf)], [data(array(2, 3, 4, seed=1))], [leaf])
+    for got, wanted in zip(compiled([mine(leaf), g]), referenced([mine(leaf), g])):
+        np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-14)
+    for dtype, tolerance in [(f32, 1e-6), (bf16, 1e-2)]:
+        small = data(x.astype(np.float32), dtype)
+        y = mine(small)
+        assert y.dtype is dtype
+        (g,) = vjp([y], [data(array(2, 3, 4, seed=1).astype(np.float32), dtype)], [small])
+        exact = referenced([mine(data(referenced([small])[0].astype(np.float64)))])[0]
+        np.testing.assert_allclose(compiled([y])[0], exact, tolerance, tolerance)
+        assert g.dtype is dtype

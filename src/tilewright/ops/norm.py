@@ -1,4 +1,7 @@
-"""Normalisation over the last axis, statistics in float32 (float64 for float64).
+"""Normalisation, statistics in float32 (float64 for float64).
+
+``rms_norm`` and ``layer_norm`` are ops over the last axis that decoders' graphs have (the compiler
+fuses them with rows of other work); tensors use :func:`normalize`.
 
 RMSNorm: Zhang & Sennrich 2019. LayerNorm: Ba et al. 2016, with the mean taken first and the
 variance from the centred values (two passes), which keeps its digits when the mean is large.
@@ -6,6 +9,7 @@ variance from the centred values (two passes), which keeps its digits when the m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,13 +18,14 @@ import numpy as np
 from tilewright.dtypes import DType, f32
 from tilewright.errors import ShapeError
 from tilewright.graph import Node, Shape, shape_of
-from tilewright.ops.arithmetic import add, literal, mul, rsqrt, square, sub
+from tilewright.ops.arithmetic import add, literal, mul, rsqrt, scale, square, sub
+from tilewright.ops.autodiff import custom_gradient
 from tilewright.ops.creation import cast
 from tilewright.ops.reductions import mean
 from tilewright.ops.table import OpDef, RowStat, make, register
-from tilewright.ops.views import sum_to
+from tilewright.ops.views import normal_axes, sizes_of, sum_to
 
-__all__ = ["layer_norm", "rms_norm"]
+__all__ = ["layer_norm", "normalize", "rms_norm"]
 
 
 def _infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:
@@ -125,3 +130,35 @@ def rms_norm(x: Node, weight: Node, eps: float, name: str = "") -> Node:
 def layer_norm(x: Node, weight: Node, bias: Node, eps: float, name: str = "") -> Node:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` over the last axis."""
     return make("layer_norm", x, weight, bias, eps=float(eps), name=name)
+
+
+def normalize(x: Node, axes: int | Sequence[int], eps: float, centred: bool = True) -> Node:
+    """``(x - mean) / sqrt(var + eps)`` over ``axes``; without ``centred`` the mean counts as 0.
+
+    What layer, group, batch and RMS normalisation are made of, for any shape and float dtype, in
+    f32 at least. The gradient needs only the result and one scale per group: with ``r = 1 /
+    sqrt(var + eps)`` it is ``dx = r (g - mean(g) - y mean(g y))``.
+    """
+    over = normal_axes(axes, len(x.shape))
+    count = math.prod(sizes_of(x)[a] for a in over)
+
+    def forward(x: Node) -> tuple[Node, Node]:
+        wide = _wide(x)
+        near = sub(wide, mean(wide, over, True)) if centred else wide
+        r = rsqrt(add(mean(square(near), over, True), literal(eps, near)))
+        return cast(mul(near, r), x.dtype), r
+
+    def rule(inputs: Any, outputs: Any, grads: Any) -> list[Node | None]:
+        y, r = _wide(outputs[0]), outputs[1]
+        g, g_r = grads
+        found: Node | None = None
+        if g is not None:
+            g = _wide(g)
+            inner = sub(g, mul(y, mean(mul(g, y), over, True)))
+            found = mul(r, sub(inner, mean(g, over, True)) if centred else inner)
+        if g_r is not None:  # in second derivatives: dr = -r^2 mean(y dx)
+            more = mul(scale(mul(g_r, square(r)), -1 / max(count, 1)), y)
+            found = more if found is None else add(found, more)
+        return [None if found is None else cast(found, x.dtype)]
+
+    return custom_gradient(forward, rule)(x)[0]
