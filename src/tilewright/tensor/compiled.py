@@ -79,9 +79,12 @@ class Compiled:
             realize(*lazy)
         layouts = tuple([(t.node.value.strides, t.node.dtype) for t in tensors])
         entries = self._entries.setdefault((key, layouts), [])
-        for entry in entries:
+        for entry in list(entries):
             if entry.holds():
-                return entry.run(tensors)
+                try:
+                    return entry.run(tensors)
+                except _StaleError:
+                    entries.remove(entry)
         if self.programs >= _MANY:
             raise TraceError(
                 f"{self.__name__} has been traced {_MANY} times: some argument changes its shape, "  # type: ignore[attr-defined]
@@ -127,6 +130,12 @@ class _Root(NamedTuple):
     """Which of a program's outputs."""
 
     number: int
+
+
+class _Grad(NamedTuple):
+    """The gradient that a tensor has when the function is called."""
+
+    tensor: weakref.ref[Tensor]
 
 
 class _Tracer:
@@ -206,7 +215,10 @@ class _Tracer:
             _realize_outside(outside)
         unique = list(dict.fromkeys(r for r in roots if r.value is None))
         order = pending(unique)
-        at = {t.node: i for i, t in enumerate(placed)}
+        at: dict[Node, Any] = {t.node: i for i, t in enumerate(placed)}
+        for t, old, _ in grads:
+            if old is not None and old.node.value is not None:
+                at[old.node] = _Grad(weakref.ref(t))
         bindings: list[Any] = []
         seen: set[Node] = set()
         for node in order:
@@ -262,7 +274,7 @@ def _realize_outside(nodes: Sequence[Node]) -> None:
     realize_nodes([n for n in nodes if n.op != "part" or n.value is None])
 
 
-def _binding(node: Node, at: dict[Node, int]) -> Any:
+def _binding(node: Node, at: dict[Node, Any]) -> Any:
     """How a leaf's memory is found at each call: argument, outside tensor, or always the same."""
     if node in at:
         return at[node]
@@ -270,6 +282,10 @@ def _binding(node: Node, at: dict[Node, int]) -> Any:
     if tensor is not None and (tensor.node is node or tensor.node.value is node.value):
         return weakref.ref(tensor), node.value.strides, node.shape
     return node.value
+
+
+class _StaleError(Exception):
+    """A tensor outside has another layout than it had when the program was traced."""
 
 
 class _Entry:
@@ -349,6 +365,12 @@ class _Entry:
     def _leaf(self, binding: Any, tensors: Sequence[Tensor]) -> Buffer:
         if type(binding) is int:
             return tensors[binding].node.value
+        if type(binding) is _Grad:
+            holder = binding.tensor()
+            assert holder is not None
+            assert holder.grad is not None
+            realize(holder.grad)
+            return holder.grad.node.value
         if type(binding) is tuple:
             ref, strides, shape = binding
             tensor = ref()
@@ -358,7 +380,7 @@ class _Entry:
                 realize(tensor)
             buffer: Buffer = tensor.node.value
             if buffer.strides != strides or buffer.shape != shape:
-                buffer = _dense(tensor, shape, strides)
+                raise _StaleError
             return buffer
         return binding
 
@@ -390,20 +412,3 @@ def _make_own(tensor: Tensor) -> None:
     copy.numpy()[...] = buffer.numpy()
     tensor.node = data_node(copy)
     own(tensor.node, tensor)
-
-
-def _dense(tensor: Tensor, shape: tuple[int, ...], strides: tuple[int, ...]) -> Buffer:
-    """The tensor's value in the layout that the program was built for."""
-    buffer = tensor.node.value
-    if buffer.shape != shape:
-        raise TraceError(
-            f"a tensor that the compiled function uses had shape {shape} when it was traced and "
-            f"now has {buffer.shape}"
-        )
-    copy = empty(buffer.dtype, shape)
-    if copy.strides != strides:
-        raise TraceError("a tensor that the compiled function uses changed its memory layout")
-    copy.numpy()[...] = buffer.numpy()
-    tensor.node = data_node(copy)
-    own(tensor.node, tensor)
-    return copy

@@ -73,7 +73,7 @@ class Tensor(Methods):
         self.grad: Tensor | None = None
         if isinstance(data, Node):
             self.node: Node = data
-            if data.op == "data" and data.owner is None:
+            if data.owner is None or data.owner() is None:
                 data.owner = weakref.ref(self)
             return
         from tilewright.tensor.creation import asarray
@@ -317,7 +317,7 @@ class Tensor(Methods):
     def detach(self) -> Tensor:
         """The same value without history."""
         node = self.node
-        if node.value is not None:
+        if node.value is not None and mode.trace is None:
             plain = Tensor(fresh(node))
             own(plain.node, plain)
             return plain
@@ -567,7 +567,7 @@ def _derive(tensor: Tensor, node: Node) -> None:
 
 def fresh(node: Node) -> Node:
     """A node of the same value and another identity."""
-    if node.value is not None:
+    if node.value is not None and mode.trace is None:  # a trace has to see where it comes from
         return data_node(node.value)
     return Node("reshape", (node,), node.shape, node.dtype, {"shape": node.shape})
 
