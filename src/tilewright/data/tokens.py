@@ -15,7 +15,7 @@ import numpy as np
 from tilewright.errors import FormatError, ShapeError
 from tilewright.formats.arrays import npy_header, write_npy_header
 from tilewright.formats.atomic import atomic_file
-from tilewright.formats.text import read_text, split_text
+from tilewright.formats.text import read_text, read_text_pieces, split_text
 
 __all__ = ["encode_text", "open_tokens", "split", "tokenize_files", "write_tokens"]
 
@@ -70,7 +70,8 @@ def tokenize_files(
 
     def chunks() -> Iterator[np.ndarray]:
         for path in paths:
-            for piece in _pieces(tokenizer, read_text(path)):
+            whole = tokenizer.add_space_prefix
+            for piece in [read_text(path)] if whole else read_text_pieces(path, _PIECE_CHARS):
                 yield np.array(tokenizer.encode(piece, False, False), dtype)
             if separator is not None:
                 yield np.array([separator], dtype)
@@ -168,8 +169,5 @@ def _dtype_for(vocab_size: int) -> np.dtype[Any]:
 
 def _pieces(tokenizer: Encoder, text: str) -> Iterator[str]:
     """The text in pieces whose ids, joined, are the ids of the whole."""
-    if tokenizer.add_space_prefix:  # merges may reach across any character
-        if text:
-            yield text
-        return
-    yield from split_text(text, _PIECE_CHARS)
+    whole = tokenizer.add_space_prefix  # SentencePiece: merges may reach across any character
+    return iter([text] if text else []) if whole else split_text(text, _PIECE_CHARS)

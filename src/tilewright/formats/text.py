@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import os
-import re
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Final, cast
 
 from tilewright.errors import FormatError
 
-__all__ = ["open_binary", "read_chunks", "read_lines", "read_text", "split_text"]
+__all__ = [
+    "open_binary",
+    "read_chunks",
+    "read_lines",
+    "read_text",
+    "read_text_pieces",
+    "split_text",
+]
 
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _CHUNK: Final = 1 << 20
-# A newline between two characters that are no white space is a word of its own (or ends one) in
-# every pre-tokeniser of byte-level BPE.
-_SAFE_CUT: Final = re.compile(r"(?<=\S\n)(?=\S)")
 MAX_LINE_BYTES: Final = 64 << 20
 """A longer line is refused: nothing that is read line by line has one."""
 
@@ -73,17 +77,74 @@ def read_text(path: str | os.PathLike[str]) -> str:
         FormatError: it is not UTF-8 (naming the byte and its line), or damaged gzip data.
         OSError: it cannot be read.
     """
-    data = b"".join(read_chunks(path))
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise FormatError(
-            f"line {line} is not UTF-8: byte 0x{data[error.start]:02X} ({error.reason}); "
-            "convert the file to UTF-8",
-            path=path,
-            offset=error.start,
-        ) from None
+    return "".join(_decoded(path, _CHUNK))
+
+
+def read_text_pieces(path: str | os.PathLike[str], size: int = 1 << 18) -> Iterator[str]:
+    """`read_text` in pieces, for files larger than memory; cut as `split_text` cuts.
+
+    Raises as `read_text`, after the pieces before the damage.
+    """
+    return _cut(_decoded(path, size))
+
+
+def split_text(text: str, size: int) -> Iterator[str]:
+    """The text in pieces of about ``size`` characters, cut where no word of byte-level BPE is.
+
+    Words found in the pieces, and so ids, are those of the whole. Text without such places is one
+    piece, however long; an empty text is none.
+    """
+    return _cut(text[i : i + size] for i in range(0, len(text), size))
+
+
+def _cut(chunks: Iterable[str]) -> Iterator[str]:
+    """Join chunks and cut again at the last safe place of each.
+
+    Safe is a newline between two characters that are no white space: in every pre-tokeniser it is
+    a word of its own, or ends one.
+    """
+    held: list[str] = []
+    before = ""  # the last two characters held: a place may lie across two chunks
+    for chunk in chunks:
+        seen = before + chunk
+        newline = seen.rfind("\n", 1, len(seen) - 1)
+        while newline > 0 and (seen[newline - 1].isspace() or seen[newline + 1].isspace()):
+            newline = seen.rfind("\n", 1, newline)
+        cut = newline + 1 - len(before)
+        if newline > 0 and cut >= 0:
+            yield "".join([*held, chunk[:cut]])
+            held = [chunk[cut:]]
+        else:
+            held.append(chunk)
+        before = seen[-2:]
+    if any(held):
+        yield "".join(held)
+
+
+def _decoded(path: str | os.PathLike[str], size: int) -> Iterator[str]:
+    rest, done, lines, first = b"", 0, 0, True
+    chunks = read_chunks(path, size)
+    final = False
+    while not final:
+        chunk = next(chunks, b"")
+        final = not chunk
+        data = rest + chunk
+        try:
+            text, used = codecs.utf_8_decode(data, "strict", final)
+        except UnicodeDecodeError as error:
+            line = lines + data.count(b"\n", 0, error.start) + 1
+            raise FormatError(
+                f"line {line} is not UTF-8: byte "
+                f"0x{data[error.start]:02X} ({error.reason}); convert the file to UTF-8",
+                path=path,
+                offset=done + error.start,
+            ) from None
+        rest, done = data[used:], done + used
+        lines += text.count("\n")
+        if first and text:
+            text, first = text.removeprefix("\ufeff"), False
+        if text:
+            yield text
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
@@ -104,20 +165,3 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
             yield number, line.removesuffix(b"\r")
     if rest:
         yield number + 1, rest.removesuffix(b"\r")
-
-
-def split_text(text: str, size: int) -> Iterator[str]:
-    """The text in pieces of ``size`` characters or more, cut where no word of byte-level BPE is.
-
-    Words found in the pieces, and so ids, are those of the whole. A text without such places is one
-    piece; an empty one is none.
-    """
-    start = 0
-    while len(text) - start > size:
-        cut = _SAFE_CUT.search(text, start + size)
-        if cut is None:
-            break
-        yield text[start : cut.start()]
-        start = cut.start()
-    if start < len(text):
-        yield text[start:]

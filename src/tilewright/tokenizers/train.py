@@ -15,7 +15,7 @@ import numpy as np
 
 from tilewright.errors import FormatError
 from tilewright.formats.fasta import read_fasta
-from tilewright.formats.text import read_text, split_text
+from tilewright.formats.text import read_text_pieces
 from tilewright.tokenizers.bpe import byte_alphabet
 from tilewright.tokenizers.json_file import begin_and_end
 from tilewright.tokenizers.vocabulary import TokenType
@@ -46,7 +46,7 @@ def read_corpus(
             for record in read_fasta(path, skip=skip):
                 yield record.sequence
         else:
-            yield from split_text(read_text(path), _PIECE_CHARS)
+            yield from read_text_pieces(path, _PIECE_CHARS)
 
 
 def train_bpe(
