@@ -9,7 +9,6 @@ one order that depends on shapes alone, so results have the same bits for any nu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -19,13 +18,16 @@ from tilewright.dtypes import DType, bf16, boolean, f16, f32, f64
 from tilewright.errors import ShapeError, UnsupportedError
 from tilewright.graph import Node, Shape, shape_of
 from tilewright.ops.calls import KernelCall
-from tilewright.ops.flash_backward_kernels import (
-    flash_backward,
-    flash_row_statistics,
-    round_rows,
+from tilewright.ops.creation import zeros_like
+from tilewright.ops.flash_composite import mask_gradient, second_gradient
+from tilewright.ops.flash_plan import (
+    Sizes,
+    accumulator,
+    backward_calls,
+    by_heads,
+    forward_calls,
 )
-from tilewright.ops.flash_kernels import flash_forward
-from tilewright.ops.table import OpDef, make_parts, register
+from tilewright.ops.table import OpDef, get, make_parts, register
 from tilewright.runtime.buffers import Buffer
 
 __all__ = ["MAX_HEAD_DIM", "flash_attention", "flash_attention_backward"]
@@ -68,9 +70,7 @@ def flash_attention(
     dimension that is too large.
     """
     attrs = _attrs(q, causal, scale, layout)
-    out, lse = make_parts("flash_attention", *_given(q, k, v, mask), **attrs)
-    _RESULTS[out.inputs[0]] = (ref(out), ref(lse))
-    return out, lse
+    return remember(make_parts("flash_attention", *_given(q, k, v, mask), **attrs))
 
 
 def flash_attention_backward(
@@ -113,30 +113,8 @@ def _given(*nodes: Node | None) -> tuple[Node, ...]:
 # --- shapes --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """B, H, Hkv, Tq, Tk, D of a call."""
-
-    batch: int
-    heads: int
-    kv_heads: int
-    queries: int
-    keys: int
-    head_dim: int
-
-    @property
-    def scores(self) -> tuple[int, int, int, int]:
-        return self.batch, self.heads, self.queries, self.keys
-
-    def rows(self, layout: str) -> tuple[int, int, int, int]:
-        """Shape of the output."""
-        if layout == "bthd":
-            return self.batch, self.queries, self.heads, self.head_dim
-        return self.batch, self.heads, self.queries, self.head_dim
-
-
-def _sizes(op: str, inputs: Sequence[Node], layout: str) -> _Sizes:
-    """Check q, k, v and the layout."""
+def check_operands(op: str, inputs: Sequence[Node], layout: str) -> Sizes:
+    """The sizes of q, k, v; raises when they do not fit each other."""
     q, k, v = inputs[:3]
     got = ", ".join(f"{n.dtype}{shape_of(n.shape)}" for n in (q, k, v))
     if not (len(q.shape) == len(k.shape) == len(v.shape) == 4):
@@ -158,7 +136,7 @@ def _sizes(op: str, inputs: Sequence[Node], layout: str) -> _Sizes:
         )
     if layout not in _LAYOUTS:
         raise ShapeError(f"{op}: layout is {layout!r}, wants one of {_LAYOUTS}")
-    return _Sizes(batch, heads, kv_heads, queries, keys, head_dim)
+    return Sizes(batch, heads, kv_heads, queries, keys, head_dim)
 
 
 def _int(op: str, n: Any) -> int:
@@ -167,8 +145,8 @@ def _int(op: str, n: Any) -> int:
     return n
 
 
-def _check_mask(op: str, mask: Node, sizes: _Sizes, dtype: DType) -> None:
-    wanted = _accumulator(dtype)
+def check_mask(op: str, mask: Node, sizes: Sizes, dtype: DType) -> None:
+    wanted = accumulator(dtype)
     if mask.dtype not in (boolean, wanted):
         raise ShapeError(f"{op}: the mask is {mask.dtype}, wants bool or {wanted}")
     shape = (1,) * (4 - len(mask.shape)) + tuple(mask.shape)
@@ -179,28 +157,24 @@ def _check_mask(op: str, mask: Node, sizes: _Sizes, dtype: DType) -> None:
         )
 
 
-def _accumulator(dtype: DType) -> DType:
-    return f64 if dtype is f64 else f32
-
-
 def _infer_parts(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> list[tuple[Shape, DType]]:
     op = "flash_attention"
-    sizes = _sizes(op, inputs, attrs["layout"])
+    sizes = check_operands(op, inputs, attrs["layout"])
     dtype = inputs[0].dtype
     if len(inputs) > 3:
-        _check_mask(op, inputs[3], sizes, dtype)
-    return [(sizes.rows(attrs["layout"]), dtype), (sizes.scores[:3], _accumulator(dtype))]
+        check_mask(op, inputs[3], sizes, dtype)
+    return [(sizes.rows(attrs["layout"]), dtype), (sizes.scores[:3], accumulator(dtype))]
 
 
 def _infer_backward(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> list[tuple[Shape, DType]]:
     op = "flash_attention_backward"
-    sizes = _sizes(op, inputs, attrs["layout"])
+    sizes = check_operands(op, inputs, attrs["layout"])
     q, k, v, out, lse, dout = inputs[:6]
     rows, stats = sizes.rows(attrs["layout"]), sizes.scores[:3]
     extra = inputs[6:]
-    wanted = [(out, rows, q.dtype), (lse, stats, _accumulator(q.dtype)), (dout, rows, q.dtype)]
+    wanted = [(out, rows, q.dtype), (lse, stats, accumulator(q.dtype)), (dout, rows, q.dtype)]
     if attrs["has_dlse"]:
-        wanted.append((extra[0], stats, _accumulator(q.dtype)))
+        wanted.append((extra[0], stats, accumulator(q.dtype)))
         extra = extra[1:]
     for node, shape, dtype in wanted:
         if tuple(node.shape) != shape or node.dtype is not dtype:
@@ -209,7 +183,7 @@ def _infer_backward(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> list[tu
                 "(q, k, v, out, lse, dout in this order)"
             )
     if extra:
-        _check_mask(op, extra[0], sizes, q.dtype)
+        check_mask(op, extra[0], sizes, q.dtype)
     return [(n.shape, n.dtype) for n in (q, k, v)]
 
 
@@ -238,7 +212,7 @@ def _probabilities(
     return weights / np.where(total == 0, 1.0, total), lse
 
 
-def _reference(
+def forward_reference(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
@@ -254,7 +228,7 @@ def _reference(
     return (out.swapaxes(1, 2) if layout == "bthd" else out), lse
 
 
-def _backward_reference(
+def backward_reference(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
@@ -291,155 +265,32 @@ def _backward_reference(
 
 # --- kernels -------------------------------------------------------------------------------------
 
-_PROGRAMS = 32  # that a launch should have, to keep several threads evenly busy
-
-
-def _padded(head_dim: int) -> int:
-    return -(-head_dim // 16) * 16
-
-
-def _by_heads(x: Buffer, layout: str) -> Buffer:
-    """(B, H, T, D), whatever the layout."""
-    if layout == "bhtd":
-        return x
-    b, t, h, d = x.shape
-    sb, st, sh, sd = x.strides
-    return x.view((b, h, t, d), (sb, sh, st, sd))
-
-
-def _mask_view(mask: Buffer, sizes: _Sizes, transposed: bool) -> Buffer:
-    """The mask as (B, H, Tq, Tk), or (B, H, Tk, Tq), broadcast by strides of 0."""
-    missing = 4 - len(mask.shape)
-    shape = (1,) * missing + mask.shape
-    strides = (0,) * missing + mask.strides
-    steps = tuple(s if m == n else 0 for s, m, n in zip(strides, shape, sizes.scores))
-    if transposed:
-        b, h, q, k = sizes.scores
-        return mask.view((b, h, k, q), (steps[0], steps[1], steps[3], steps[2]))
-    return mask.view(sizes.scores, steps)
-
-
-def _buffer_sizes(q: Buffer, k: Buffer) -> _Sizes:
-    batch, heads, queries, head_dim = q.shape
-    return _Sizes(batch, heads, k.shape[1], queries, k.shape[2], head_dim)
-
-
-def _forward_blocks(sizes: _Sizes, dtype: DType) -> dict[str, int]:
-    """Queries on lanes (EW of them at the edge), groups of queries per program, keys per block and
-    rows of a register block: measured, and limited by what fits a core's caches.
-
-    How many groups share a block of keys changes no bits, so it may follow the amount of work.
-    """
-    padded = _padded(sizes.head_dim)
-    if dtype is f64:
-        width, keys = 32, 32 if padded <= 128 else 16
-        groups = 2 if padded <= 64 else 1
-    else:
-        width, keys = 64, 64 if padded <= 128 else 32
-        groups = 4 if padded <= 64 else 2 if padded <= 128 else 1
-    heads = max(sizes.batch * sizes.heads, 1)
-    while groups > 1 and heads * -(-sizes.queries // (width * groups)) < _PROGRAMS:
-        groups //= 2
-    return {"QW": width, "EW": 16, "GROUPS": groups, "KB": keys, "ROWS": 4}
-
 
 def _calls(node: Node, inputs: Sequence[Buffer], outs: Sequence[Buffer]) -> list[KernelCall]:
     q, k, v, *masks = inputs
-    sizes = _buffer_sizes(q, k)
-    dtype = _accumulator(q.dtype)
-    blocks = _forward_blocks(sizes, dtype)
-    consts: dict[str, Any] = {
-        "G": sizes.heads // sizes.kv_heads,
-        "DP": _padded(sizes.head_dim),
-        "CAUSAL": node.attrs["causal"],
-        "T": dtype,
-        **blocks,
-    }
-    n = -(-sizes.queries // (blocks["QW"] * blocks["GROUPS"]))
-    views = tuple(_mask_view(m, sizes, transposed=True) for m in masks)
-    args = (q, k, v, views, _by_heads(outs[0], node.attrs["layout"]), outs[1], node.attrs["scale"])
-    return [KernelCall(flash_forward, (n, sizes.heads, sizes.batch), args, consts)]
+    attrs = node.attrs
+    out = by_heads(outs[0], attrs["layout"])
+    return forward_calls(q, k, v, masks, out, outs[1], attrs["causal"], attrs["scale"])
 
 
-def _backward_workspace(node: Node) -> list[tuple[DType, Shape]]:
-    q, k, v = node.inputs[:3]
-    dtype = _accumulator(q.dtype)
-    memory: list[tuple[DType, Shape]] = [(dtype, (2, *q.shape[:3]))]
-    if q.dtype in (f16, bf16):
-        memory += [(dtype, x.shape) for x in (q, k, v)]
-    return memory
-
-
-def _backward_blocks(head_dim: int, dtype: DType) -> dict[str, int]:
-    """Keys per block, queries per step, and the register blocks: N rows by KW keys (EW at the
-    edge) or DW elements of a head."""
-    padded = _padded(head_dim)
-    narrow = 16 if padded % 32 else 32
-    if dtype is f64:
-        keys, queries = (32, 32) if padded <= 64 else (32, 16) if padded <= 128 else (16, 16)
-        return {"KB": keys, "R": queries, "KW": keys, "EW": 16, "N": 4, "DW": narrow}
-    if padded <= 64:
-        return {"KB": 64, "R": 64, "KW": 64, "EW": 16, "N": 4, "DW": padded}
-    queries = 64 if padded <= 128 else 32
-    return {"KB": 32, "R": queries, "KW": 32, "EW": 16, "N": 8, "DW": narrow}
+def backward_memory(q: Node, k: Node, v: Node) -> list[tuple[DType, Shape]]:
+    """The backward pass's workspace: two numbers per query, and sums for 16-bit results."""
+    wide = accumulator(q.dtype)
+    sums = [] if q.dtype is wide else [(wide, x.shape) for x in (q, k, v)]
+    return [(wide, (2, *q.shape[:3])), *sums]
 
 
 def _backward_calls(
     node: Node, inputs: Sequence[Buffer], outs: Sequence[Buffer], workspace: Sequence[Buffer]
 ) -> list[KernelCall]:
     q, k, v, out, lse, dout, *rest = inputs
-    layout = node.attrs["layout"]
-    sizes = _buffer_sizes(q, k)
-    dtype = _accumulator(q.dtype)
-    blocks = _backward_blocks(sizes.head_dim, dtype)
-    dlse = tuple(rest[:1]) if node.attrs["has_dlse"] else ()
-    masks = tuple(_mask_view(m, sizes, transposed=False) for m in rest[len(dlse) :])
-    stats = workspace[0]
-    sums = list(workspace[1:]) or list(outs)
-    out, dout = _by_heads(out, layout), _by_heads(dout, layout)
-    calls = [
-        KernelCall(
-            flash_row_statistics,
-            (-(-sizes.queries // 8), sizes.heads, sizes.batch),
-            (out, dout, lse, dlse, stats),
-            {"T": dtype},
-        )
-    ]
-    consts: dict[str, Any] = {
-        "G": sizes.heads // sizes.kv_heads,
-        "DP": _padded(sizes.head_dim),
-        "CAUSAL": node.attrs["causal"],
-        "T": dtype,
-        **blocks,
-    }
-    pieces, size = _pieces(sizes, max(blocks["KB"], blocks["R"]))
-    for step in range(pieces):
-        # under a causal mask no query of an earlier piece sees a later piece's keys
-        programs = pieces - step if node.attrs["causal"] else pieces
-        calls.append(
-            KernelCall(
-                flash_backward,
-                (programs, sizes.kv_heads, sizes.batch),
-                (q, k, v, masks, dout, stats, *sums, node.attrs["scale"], step, pieces, size),
-                consts,
-            )
-        )
-    if workspace[1:]:
-        for wide, narrow in zip(sums, outs):
-            b, h, t, _ = narrow.shape
-            calls.append(KernelCall(round_rows, (-(-t // 8), h, b), (wide, narrow)))
-    return calls
-
-
-def _pieces(sizes: _Sizes, block: int) -> tuple[int, int]:
-    """Into how many pieces to cut queries and keys, and their length, a multiple of ``block``.
-
-    Depends on shapes alone, and so do the bits of the result.
-    """
-    blocks = max(-(-max(sizes.queries, sizes.keys) // block), 1)
-    wanted = -(-_PROGRAMS // max(sizes.batch * sizes.kv_heads, 1))
-    each = -(-blocks // min(wanted, -(-blocks // 2)))
-    return -(-blocks // each), each * block
+    attrs = node.attrs
+    n = int(attrs["has_dlse"])
+    out, dout = (by_heads(x, attrs["layout"]) for x in (out, dout))
+    return backward_calls(
+        q, k, v, rest[n:], out, lse, dout, rest[:n], outs, attrs["causal"], attrs["scale"],
+        workspace,
+    )  # fmt: skip
 
 
 # --- gradients -----------------------------------------------------------------------------------
@@ -448,39 +299,61 @@ def _pieces(sizes: _Sizes, block: int) -> tuple[int, int]:
 _RESULTS: WeakKeyDictionary[Node, tuple[ref[Node], ...]] = WeakKeyDictionary()
 
 
-def _results(node: Node) -> tuple[Node, Node]:
-    """(out, lse) of a ``flash_attention`` node."""
-    out, lse = (one() for one in _RESULTS.get(node, (ref(node), ref(node))))
-    entry = _infer_parts(node.inputs, node.attrs)
-    made = [
-        Node("part", (node,), shape, dtype, {"index": i}, node.name)
-        for i, (shape, dtype) in enumerate(entry)
-    ]
-    return (
-        made[0] if out is None or out is node else out,
-        made[1] if lse is None or lse is node else lse,
+def remember(parts: tuple[Node, ...]) -> tuple[Node, Node]:
+    """(out, lse), so that :func:`results_of` finds them again."""
+    out, lse = parts
+    _RESULTS[out.inputs[0]] = (ref(out), ref(lse))
+    return out, lse
+
+
+def results_of(node: Node) -> tuple[Node, Node]:
+    """(out, lse) of a forward node."""
+    found = [one() for one in _RESULTS.get(node, ())] or [None, None]
+    kinds = get(node.op).infer_parts
+    assert kinds is not None
+    out, lse = (
+        Node("part", (node,), shape, dtype, {"index": i}, node.name) if part is None else part
+        for i, (part, (shape, dtype)) in enumerate(zip(found, kinds(node.inputs, node.attrs)))
     )
+    return out, lse
 
 
 def _gradient(node: Node, grad: tuple[Node | None, Node | None]) -> Sequence[Node | None]:
     q, k, v, *masks = node.inputs
-    out, lse = _results(node)
+    out, lse = results_of(node)
     dout, dlse = grad
-    if dout is None:
-        from tilewright.ops.creation import zeros_like
-
-        dout = zeros_like(out)
-    attrs = dict(node.attrs)
     mask = masks[0] if masks else None
-    grads = flash_attention_backward(q, k, v, out, lse, dout, dlse, mask, **attrs)
-    return (*grads, *(None for _ in masks))
+    attrs = node.attrs
+    grads = flash_attention_backward(
+        q, k, v, out, lse, _or_zeros(dout, out), dlse, mask,
+        causal=attrs["causal"], scale=attrs["scale"], layout=attrs["layout"],
+    )  # fmt: skip
+    if mask is None:
+        return grads
+    return (*grads, mask_gradient(q, k, v, mask, dout, dlse, **attrs))
+
+
+def _or_zeros(grad: Node | None, like: Node) -> Node:
+    return zeros_like(like) if grad is None else grad
+
+
+def _backward_gradient(node: Node, grads: tuple[Node | None, ...]) -> Sequence[Node | None]:
+    """By differentiating the composite twice: out and lse are functions of the other inputs."""
+    q, k, v, _, _, dout, *rest = node.inputs
+    attrs = dict(node.attrs)
+    n = int(attrs.pop("has_dlse"))
+    dlse, mask = (*rest[:n], *[None] * (1 - n)), (*rest[n:], None)
+    found = second_gradient(q, k, v, mask[0], dout, dlse[0], grads, **attrs)
+    gq, gk, gv, g_mask, g_dout, g_dlse = found
+    extra = ([g_dlse] if n else []) + ([g_mask] if rest[n:] else [])
+    return gq, gk, gv, None, None, g_dout, *extra
 
 
 register(
     OpDef(
         "flash_attention",
         lambda inputs, attrs: _infer_parts(inputs, attrs)[0],
-        _reference,
+        forward_reference,
         infer_parts=_infer_parts,
         calls=_calls,
         gradient=_gradient,
@@ -490,9 +363,10 @@ register(
     OpDef(
         "flash_attention_backward",
         lambda inputs, attrs: _infer_backward(inputs, attrs)[0],
-        _backward_reference,
+        backward_reference,
         infer_parts=_infer_backward,
         calls=_backward_calls,
-        workspace=_backward_workspace,
+        workspace=lambda node: backward_memory(*node.inputs[:3]),
+        gradient=_backward_gradient,
     )
 )

@@ -1,0 +1,209 @@
+"""How flash attention is launched: sizes, block shapes, and kernel calls on bound buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tilewright.dtypes import DType, f32, f64
+from tilewright.ops.calls import KernelCall
+from tilewright.ops.flash_backward_kernels import (
+    flash_backward,
+    flash_row_statistics,
+    round_rows,
+)
+from tilewright.ops.flash_kernels import flash_forward
+from tilewright.runtime.buffers import Buffer
+
+__all__ = ["Sizes", "accumulator", "backward_calls", "by_heads", "forward_calls"]
+
+
+_PROGRAMS = 32  # that a launch should have, to keep several threads evenly busy
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """B, H, Hkv, Tq, Tk, D of a call."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    queries: int
+    keys: int
+    head_dim: int
+
+    @property
+    def scores(self) -> tuple[int, int, int, int]:
+        return self.batch, self.heads, self.queries, self.keys
+
+    def rows(self, layout: str) -> tuple[int, int, int, int]:
+        """Shape of the output."""
+        if layout == "bthd":
+            return self.batch, self.queries, self.heads, self.head_dim
+        return self.batch, self.heads, self.queries, self.head_dim
+
+    @classmethod
+    def of(cls, q: Buffer, k: Buffer) -> Sizes:
+        """Of operands (B, H, Tq, D) and (B, Hkv, Tk, D)."""
+        batch, heads, queries, head_dim = q.shape
+        return cls(batch, heads, k.shape[1], queries, k.shape[2], head_dim)
+
+
+def accumulator(dtype: DType) -> DType:
+    """What scores and sums are computed in."""
+    return f64 if dtype is f64 else f32
+
+
+def _padded(head_dim: int) -> int:
+    return -(-head_dim // 16) * 16
+
+
+def by_heads(x: Buffer, layout: str) -> Buffer:
+    """A buffer in ``layout`` as (B, H, T, D)."""
+    if layout == "bhtd":
+        return x
+    b, t, h, d = x.shape
+    sb, st, sh, sd = x.strides
+    return x.view((b, h, t, d), (sb, sh, st, sd))
+
+
+def _mask_view(mask: Buffer, sizes: Sizes, transposed: bool) -> Buffer:
+    """The mask as (B, H, Tq, Tk), or (B, H, Tk, Tq), broadcast by strides of 0."""
+    missing = 4 - len(mask.shape)
+    shape = (1,) * missing + mask.shape
+    strides = (0,) * missing + mask.strides
+    steps = tuple(s if m == n else 0 for s, m, n in zip(strides, shape, sizes.scores))
+    if transposed:
+        b, h, q, k = sizes.scores
+        return mask.view((b, h, k, q), (steps[0], steps[1], steps[3], steps[2]))
+    return mask.view(sizes.scores, steps)
+
+
+def _forward_blocks(sizes: Sizes, dtype: DType) -> dict[str, int]:
+    """Queries on lanes (EW of them at the edge), groups of queries per program, keys per block and
+    rows of a register block: measured, and limited by what fits a core's caches.
+
+    How many groups share a block of keys changes no bits, so it may follow the amount of work.
+    """
+    padded = _padded(sizes.head_dim)
+    if dtype is f64:
+        width, keys = 32, 32 if padded <= 128 else 16
+        groups = 2 if padded <= 64 else 1
+    else:
+        width, keys = 64, 64 if padded <= 128 else 32
+        groups = 4 if padded <= 64 else 2 if padded <= 128 else 1
+    heads = max(sizes.batch * sizes.heads, 1)
+    while groups > 1 and heads * -(-sizes.queries // (width * groups)) < _PROGRAMS:
+        groups //= 2
+    return {"QW": width, "EW": 16, "GROUPS": groups, "KB": keys, "ROWS": 4}
+
+
+def forward_calls(
+    q: Buffer,
+    k: Buffer,
+    v: Buffer,
+    masks: Sequence[Buffer],
+    out: Buffer,
+    lse: Buffer,
+    causal: bool,
+    scale: float,
+) -> list[KernelCall]:
+    """Attention of q (B, H, Tq, D) over k, v (B, Hkv, Tk, D) into out, like q, and lse (B, H, Tq).
+
+    ``masks`` has one mask or none, of any shape that broadcasts to (B, H, Tq, Tk).
+    """
+    sizes = Sizes.of(q, k)
+    dtype = accumulator(q.dtype)
+    blocks = _forward_blocks(sizes, dtype)
+    consts = _consts(sizes, dtype, causal, blocks)
+    n = -(-sizes.queries // (blocks["QW"] * blocks["GROUPS"]))
+    views = tuple(_mask_view(m, sizes, transposed=True) for m in masks)
+    args = (q, k, v, views, out, lse, scale)
+    return [KernelCall(flash_forward, (n, sizes.heads, sizes.batch), args, consts)]
+
+
+def _consts(sizes: Sizes, dtype: DType, causal: bool, blocks: dict[str, int]) -> dict[str, Any]:
+    return {
+        "G": sizes.heads // sizes.kv_heads,
+        "DP": _padded(sizes.head_dim),
+        "CAUSAL": causal,
+        "T": dtype,
+        **blocks,
+    }
+
+
+def _backward_blocks(head_dim: int, dtype: DType) -> dict[str, int]:
+    """Keys per block, queries per step, and the register blocks: N rows by KW keys (EW at the
+    edge) or DW elements of a head."""
+    padded = _padded(head_dim)
+    narrow = 16 if padded % 32 else 32
+    if dtype is f64:
+        keys, queries = (32, 32) if padded <= 64 else (32, 16) if padded <= 128 else (16, 16)
+        return {"KB": keys, "R": queries, "KW": keys, "EW": 16, "N": 4, "DW": narrow}
+    if padded <= 64:
+        return {"KB": 64, "R": 64, "KW": 64, "EW": 16, "N": 4, "DW": padded}
+    queries = 64 if padded <= 128 else 32
+    return {"KB": 32, "R": queries, "KW": 32, "EW": 16, "N": 8, "DW": narrow}
+
+
+def backward_calls(
+    q: Buffer,
+    k: Buffer,
+    v: Buffer,
+    masks: Sequence[Buffer],
+    out: Buffer,
+    lse: Buffer,
+    dout: Buffer,
+    dlse: Sequence[Buffer],
+    grads: Sequence[Buffer],
+    causal: bool,
+    scale: float,
+    workspace: Sequence[Buffer],
+) -> list[KernelCall]:
+    """``grads`` (dq, dk, dv) of :func:`forward_calls` from its results and their cotangents.
+
+    ``dlse`` has one buffer or none; ``workspace`` holds two numbers per query, (2, B, H, Tq), and
+    for 16-bit operands sums like q, k and v in the accumulator's dtype.
+    """
+    sizes = Sizes.of(q, k)
+    dtype = accumulator(q.dtype)
+    blocks = _backward_blocks(sizes.head_dim, dtype)
+    stats, *sums = workspace
+    calls = [
+        KernelCall(
+            flash_row_statistics,
+            (-(-sizes.queries // 8), sizes.heads, sizes.batch),
+            (out, dout, lse, tuple(dlse), stats),
+            {"T": dtype},
+        )
+    ]
+    consts = _consts(sizes, dtype, causal, blocks)
+    views = tuple(_mask_view(m, sizes, transposed=False) for m in masks)
+    pieces, size = _pieces(sizes, max(blocks["KB"], blocks["R"]))
+    for step in range(pieces):
+        # under a causal mask no query of an earlier piece sees a later piece's keys
+        programs = pieces - step if causal else pieces
+        calls.append(
+            KernelCall(
+                flash_backward,
+                (programs, sizes.kv_heads, sizes.batch),
+                (q, k, v, views, dout, stats, *(sums or grads), scale, step, pieces, size),
+                consts,
+            )
+        )
+    for wide, narrow in zip(sums, grads):
+        b, h, t, _ = narrow.shape
+        calls.append(KernelCall(round_rows, (-(-t // 8), h, b), (wide, narrow)))
+    return calls
+
+
+def _pieces(sizes: Sizes, block: int) -> tuple[int, int]:
+    """Into how many pieces to cut queries and keys, and their length, a multiple of ``block``.
+
+    Depends on shapes alone, and so do the bits of the result.
+    """
+    blocks = max(-(-max(sizes.queries, sizes.keys) // block), 1)
+    wanted = -(-_PROGRAMS // max(sizes.batch * sizes.kv_heads, 1))
+    each = -(-blocks // min(wanted, -(-blocks // 2)))
+    return -(-blocks // each), each * block
