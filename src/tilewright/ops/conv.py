@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -330,6 +331,10 @@ def _at(w: np.ndarray, tap: Sequence[int]) -> Any:
     return w[index]
 
 
+def _flat(a: np.ndarray) -> np.ndarray:
+    return a.reshape(*a.shape[:3], prod(a.shape[3:]))
+
+
 def _grouped(a: np.ndarray, groups: int) -> np.ndarray:
     return a.reshape(a.shape[0], groups, a.shape[1] // groups, *a.shape[2:])
 
@@ -374,8 +379,7 @@ def conv_weight_gradient_reference(x: np.ndarray, y: np.ndarray, **attrs: Any) -
     for tap in product(*map(range, kernel)):
         seen = _grouped(wide[_tap(tap, y.shape[2:], attrs)], groups)
         index: tuple[Any, ...] = (..., *tap)
-        seen, flat = seen.reshape(*seen.shape[:3], -1), grad.reshape(*grad.shape[:3], -1)
-        total[index] = np.einsum("ngcp,ngop->goc", seen, flat)
+        total[index] = np.einsum("ngcp,ngop->goc", _flat(seen), _flat(grad))
     return total.reshape(y.shape[1], -1, *kernel).astype(x.dtype)
 
 

@@ -14,7 +14,7 @@ from math import gcd, prod
 
 from tilewright.dtypes import DType, f32, f64
 from tilewright.errors import ShapeError
-from tilewright.runtime.buffers import Buffer
+from tilewright.runtime.buffers import Buffer, dense_strides
 
 __all__ = [
     "Geometry",
@@ -23,6 +23,7 @@ __all__ = [
     "conv_extent",
     "grouped",
     "has_dense_planes",
+    "is_dense",
     "output_sizes",
     "planes",
     "row_of",
@@ -148,6 +149,12 @@ def has_dense_planes(buffer: Buffer) -> bool:
     """Whether the last three axes can be walked with the last one's stride."""
     longer = [(n, s) for n, s in zip(buffer.shape[-3:], buffer.strides[-3:]) if n > 1]
     return all(a[1] == b[0] * b[1] for a, b in pairwise(longer))
+
+
+def is_dense(buffer: Buffer) -> bool:
+    """Whether the buffer is C-contiguous (axes of size one may have any stride)."""
+    wanted = dense_strides(buffer.shape)
+    return all(n == 1 or a == b for n, a, b in zip(buffer.shape, buffer.strides, wanted))
 
 
 def row_of(buffer: Buffer) -> Buffer:

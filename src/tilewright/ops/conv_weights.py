@@ -15,13 +15,13 @@ depends on shapes only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tilewright import lang as tl
 from tilewright.dtypes import DType, f64
 from tilewright.lang import Array, Const, dot, program_id, unroll, zeros
 from tilewright.ops.calls import KernelCall
-from tilewright.ops.conv_shapes import Geometry, accumulator, has_dense_planes, row_of
+from tilewright.ops.conv_shapes import Geometry, accumulator, has_dense_planes, is_dense, row_of
 from tilewright.ops.conv_tiles import Tiling, tiling
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
@@ -146,6 +146,14 @@ def weight_tiles(
                     sums[s, g, panel, block, 0:MT, kd, kh, kw, 0:NT] = acc
 
 
+def _add_groups(sums, g, panel, block, R, NT):
+    """The sums of all groups of images in the place of the first's; inline."""
+    for s in range(1, sums.shape[0]):
+        for r in range(R):
+            row = sums[0, g, panel, block, r, 0:NT]
+            sums[0, g, panel, block, r, 0:NT] = row + sums[s, g, panel, block, r, 0:NT]
+
+
 @kernel
 def add_sums(sums: Array, w: Array, R: Const, MT: Const, NT: Const, OUTS: Const):
     """w (G, O, C * taps) from sums (S, G, panels, blocks, R, NT), R being MT * taps.
@@ -155,10 +163,7 @@ def add_sums(sums: Array, w: Array, R: Const, MT: Const, NT: Const, OUTS: Const)
     block, panel, g = program_id(0), program_id(1), program_id(2)
     k = tl.minimum(block * R, w.shape[2] - R)
     o = tl.minimum(panel * NT, w.shape[1] - OUTS)
-    for s in range(1, sums.shape[0]):
-        for r in range(R):
-            row = sums[0, g, panel, block, r, 0:NT]
-            sums[0, g, panel, block, r, 0:NT] = row + sums[s, g, panel, block, r, 0:NT]
+    _add_groups(sums, g, panel, block, R, NT)
     for j in range(0, OUTS // 8 * 8, 8):
         for i in range(R // 8):
             tile = sums[0, g, panel, block, i * 8 : i * 8 + 8, j : j + 8]
@@ -168,6 +173,22 @@ def add_sums(sums: Array, w: Array, R: Const, MT: Const, NT: Const, OUTS: Const)
     for j in range(OUTS // 8 * 8, OUTS):
         for r in range(R):
             w[g, o + j, k + r] = sums[0, g, panel, block, r, j]
+
+
+@kernel
+def add_sums_strided(sums: Array, w: Array, R: Const, MT: Const, NT: Const, OUTS: Const):
+    """The same into w (G, O, C, KD, KH, KW) of any strides."""
+    block, panel, g = program_id(0), program_id(1), program_id(2)
+    c = tl.minimum(block * MT, w.shape[2] - MT)
+    o = tl.minimum(panel * NT, w.shape[1] - OUTS)
+    _add_groups(sums, g, panel, block, R, NT)
+    for j in range(OUTS):
+        for m in range(MT):
+            for kd in range(w.shape[3]):
+                for kh in range(w.shape[4]):
+                    for kw in range(w.shape[5]):
+                        r = ((m * w.shape[3] + kd) * w.shape[4] + kh) * w.shape[5] + kw
+                        w[g, o + j, c + m, kd, kh, kw] = sums[0, g, panel, block, r, j]
 
 
 def weight_tile_calls(
@@ -186,10 +207,10 @@ def weight_tile_calls(
     grads = row_of(y) if has_dense_planes(y) else y
     flat = turned.view((*turned.shape[:3], *grads.shape[3:], cut.lanes)).fix(3)
     piece = max(16, _PIECE_BYTES // (cut.lanes * wide.nbytes) // 16 * 16)
-    rows, width = grads.shape[3] * grads.shape[4], grads.shape[5]
+    height, width = grads.shape[3] * grads.shape[4], grads.shape[5]
     turn = KernelCall(
         channels_to_lanes,
-        (rows * -(-width // piece), cut.panels, b * g),
+        (height * -(-width // piece), cut.panels, b * g),
         (grads, flat),
         {**lanes, "T": min(width, 16), "PIECE": piece},
     )
@@ -212,13 +233,14 @@ def weight_tile_calls(
         {**tile, "IMAGES": plan.images},
     )
     per_block = cut.positions * whole.taps
+    rows = parts.view((*parts.shape[:4], per_block, cut.lanes)).fix(4)
     finish = KernelCall(
-        add_sums,
+        add_sums_strided,
         (plan.blocks, cut.panels, g),
-        (
-            parts.view((*parts.shape[:4], per_block, cut.lanes)).fix(4),
-            w.view((g, whole.outputs, whole.channels * whole.taps)),
-        ),
+        (rows, w),
         {"R": per_block, "MT": cut.positions, **lanes},
     )
+    if is_dense(w):
+        flat = w.view((g, whole.outputs, whole.channels * whole.taps))
+        finish = replace(finish, kernel=add_sums, args=(rows, flat))
     return [turn, product, finish]

@@ -171,12 +171,35 @@ def scatter_planes(grad: Array, places: Array, x: Array, total: Array):
             x[n, c, i : i + 16] = total[n, c, i : i + 16]
 
 
-def scatter_calls(grad: Buffer, places: Buffer, x: Buffer, total: Buffer) -> list[KernelCall]:
-    """``x`` = the sum of grad over its places; both dense planes.
+@kernel
+def scatter_strided(grad: Array, places: Array, x: Array, total: Array):
+    """The same into x and total (B, C, D, H, W) of any strides."""
+    c = program_id(0) % x.shape[1]
+    n = program_id(0) // x.shape[1]
+    plane = x.shape[3] * x.shape[4]
+    for d in range(x.shape[2]):
+        for h in range(x.shape[3]):
+            for w in range(0, x.shape[4], 16):
+                total[n, c, d, h, w : w + 16] = zeros((16,), total.dtype)
+    for d in range(grad.shape[2]):
+        for h in range(grad.shape[3]):
+            for w in range(grad.shape[4]):
+                at = places[n, c, d, h, w].to(i64)
+                z, row, column = at // plane, at % plane // x.shape[4], at % x.shape[4]
+                sum_so_far = total[n, c, z, row, column]
+                total[n, c, z, row, column] = sum_so_far + grad[n, c, d, h, w].to(total.dtype)
+    if total.dtype != x.dtype:
+        for d in range(x.shape[2]):
+            for h in range(x.shape[3]):
+                for w in range(0, x.shape[4], 16):
+                    x[n, c, d, h, w : w + 16] = total[n, c, d, h, w : w + 16]
 
-    ``total`` is x, or f32 memory of its shape.
-    """
+
+def scatter_calls(grad: Buffer, places: Buffer, x: Buffer, total: Buffer) -> list[KernelCall]:
+    """``x`` = the sum of grad over its places; ``total`` is x, or f32 memory of its shape."""
     grid = (x.shape[0] * x.shape[1],)
+    if not (has_dense_planes(x) and has_dense_planes(total)):
+        return [KernelCall(scatter_strided, grid, (grad, places, x, total))]
     return [KernelCall(scatter_planes, grid, (grad, places, flat_planes(x), flat_planes(total)))]
 
 
