@@ -228,3 +228,52 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, handler)
     assert os.listdir(tmp_path) == ["a.safetensors"]
     assert np.array_equal(read_safetensors(path)["a"], np.arange(10))
+
+
+def shard(folder: Path, weight_map: dict[str, Any] | None = None) -> Path:
+    """A model in two files and its index."""
+    write_safetensors(folder / "m-1.safetensors", {"a": np.arange(3), "b": np.ones(2)}, {"x": "1"})
+    write_safetensors(folder / "m-2.safetensors", {"c": np.zeros((2, 2), np.float16)}, {"y": "2"})
+    if weight_map is None:
+        weight_map = {"c": "m-2.safetensors", "a": "m-1.safetensors", "b": "m-1.safetensors"}
+    path = folder / "m.safetensors.index.json"
+    path.write_text(json.dumps({"metadata": {"total_size": 48}, "weight_map": weight_map}))
+    return path
+
+
+def test_a_model_in_several_files(tmp_path: Path) -> None:
+    path = shard(tmp_path)
+    found = read_safetensors(path)
+    assert found.keys() == {"a", "b", "c"}
+    assert found["a"].tolist() == [0, 1, 2]
+    assert found["c"].shape == (2, 2)
+    with open_safetensors(path) as file:
+        assert [os.path.basename(p) for p in file.paths] == ["m-1.safetensors", "m-2.safetensors"]
+        assert file.metadata == {"x": "1", "y": "2"}
+        assert file.tensors["c"].shard == 1
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        ({"a": "m-1.safetensors"}, "m-1.safetensors, tensor 'b'.* has it nowhere"),
+        ({"a": "m-1.safetensors", "b": "m-2.safetensors"}, "'b'.* has it in m-2.safetensors"),
+        (
+            {"a": "m-1.safetensors", "b": "m-1.safetensors", "z": "m-1.safetensors"},
+            "tensor 'z': is not in m-1.safetensors",
+        ),
+        ({"a": "../m-1.safetensors"}, "is no plain name"),
+        ({"a": 3}, "is no plain name"),
+        ({}, "has no 'weight_map'"),
+        ([], "has no 'weight_map'"),
+    ],
+)
+def test_an_index_that_lies(weight_map: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=message):
+        open_safetensors(shard(tmp_path, weight_map))
+    bad = tmp_path / "bad.json"
+    bad.write_text("{")
+    with pytest.raises(FormatError, match="is not JSON"):
+        open_safetensors(bad)
+    with pytest.raises(FileNotFoundError):
+        open_safetensors(shard(tmp_path, {"a": "nil.safetensors"}))

@@ -18,7 +18,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Self
 
@@ -78,7 +78,8 @@ _FOREIGN_BITS: Final = {
 class TensorInfo:
     """Where one tensor lies: ``nbytes`` bytes at ``offset``, counted from the file's start.
 
-    ``stored`` is the file's name for the element type, such as ``"BF16"``.
+    ``stored`` is the file's name for the element type, such as ``"BF16"``; ``shard`` counts the
+    files of a model from 0.
     """
 
     name: str
@@ -86,6 +87,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    shard: int = 0
 
     @property
     def dtype(self) -> DType:
@@ -100,21 +102,29 @@ class TensorInfo:
 
 
 class SafetensorsFile:
-    """An open file; a context manager. Made by `open_safetensors`.
+    """An open file, or the files of a model in several; a context manager.
+
+    Made by `open_safetensors`.
 
     Attributes:
-        path: the file.
-        metadata: the header's own entries, text to text.
+        path: what was opened.
+        paths: all files, by shard.
+        metadata: the header's own entries, text to text (of several files, those of all).
         tensors: name to `TensorInfo`, in the order of the header.
     """
 
     def __init__(
-        self, file: SourceFile, metadata: dict[str, str], tensors: dict[str, TensorInfo]
+        self,
+        path: str,
+        files: list[SourceFile],
+        metadata: dict[str, str],
+        tensors: dict[str, TensorInfo],
     ) -> None:
-        self.path = file.path
+        self.path = path
+        self.paths = [file.path for file in files]
         self.metadata = metadata
         self.tensors = tensors
-        self._file = file
+        self._files = files
 
     def read(self, name: str) -> np.ndarray:
         """A tensor in fresh memory, of the dtype's storage (uint16 bit patterns for BF16).
@@ -128,15 +138,15 @@ class SafetensorsFile:
         stored = info.dtype.storage
         if info.dtype is not dtypes.boolean:
             out = np.empty(info.shape, stored.newbyteorder("<"))
-            self._file.read_into(info.offset, out)
+            self._files[info.shard].read_into(info.offset, out)
             return out.astype(stored, copy=False)
         raw = np.empty(info.shape, np.uint8)
-        self._file.read_into(info.offset, raw)
+        self._files[info.shard].read_into(info.offset, raw)
         if raw.size and raw.max() > 1:
             bad = int(np.flatnonzero(raw.reshape(-1) > 1)[0])
             raise FormatError(
                 f"a BOOL is {raw.reshape(-1)[bad]}, wanted 0 or 1",
-                path=self.path,
+                path=self.paths[info.shard],
                 tensor=name,
                 offset=info.offset + bad,
             )
@@ -148,7 +158,7 @@ class SafetensorsFile:
         room = np.empty(min(info.nbytes, _CHUNK_BYTES), np.uint8)
         for start in range(0, info.nbytes, _CHUNK_BYTES):
             chunk = room[: min(_CHUNK_BYTES, info.nbytes - start)]
-            self._file.read_into(info.offset + start, chunk)
+            self._files[info.shard].read_into(info.offset + start, chunk)
             yield chunk
 
     def _info(self, name: str) -> TensorInfo:
@@ -161,8 +171,9 @@ class SafetensorsFile:
             ) from None
 
     def close(self) -> None:
-        """Close the file; closing twice is fine."""
-        self._file.close()
+        """Close all files; closing twice is fine."""
+        for file in self._files:
+            file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -179,19 +190,63 @@ class SafetensorsFile:
 def open_safetensors(path: str | os.PathLike[str]) -> SafetensorsFile:
     """Open a file and check its header; no tensor is read.
 
+    A path that ends in ``.json`` is the index of a model in several files
+    (``model.safetensors.index.json``, whose ``weight_map`` says which file has which tensor).
+
     Raises:
         FormatError: the header is damaged, or lies: sizes that do not fit shape and dtype,
-            overlaps, holes, offsets outside the file, bytes after the last tensor.
-        OSError: the file cannot be opened.
+            overlaps, holes, offsets outside the file, bytes after the last tensor; or the index
+            and the files disagree.
+        OSError: a file cannot be opened.
     """
     name = os.fspath(path)
-    file = SourceFile(name)
+    weight_map = _read_index(name) if name.endswith(".json") else None
+    shards = [name]
+    if weight_map is not None:
+        folder = os.path.dirname(name)
+        shards = [os.path.join(folder, shard) for shard in sorted(set(weight_map.values()))]
+    files: list[SourceFile] = []
+    metadata: dict[str, str] = {}
+    tensors: dict[str, TensorInfo] = {}
     try:
-        metadata, tensors = _read_header(file)
+        for number, shard in enumerate(shards):
+            files.append(SourceFile(shard))
+            entries, found = _read_header(files[-1])
+            metadata.update(entries)
+            for info in found.values():
+                if weight_map is not None:
+                    listed = weight_map.get(info.name)
+                    if listed != os.path.basename(shard):
+                        where = "nowhere" if listed is None else f"in {listed}"
+                        raise FormatError(f"{name} has it {where}", path=shard, tensor=info.name)
+                tensors[info.name] = replace(info, shard=number)
+        missing = next((t for t in weight_map or () if t not in tensors), None)
+        if weight_map is not None and missing is not None:
+            raise FormatError(f"is not in {weight_map[missing]}", path=name, tensor=missing)
     except BaseException:
-        file.close()
+        for file in files:
+            file.close()
         raise
-    return SafetensorsFile(file, metadata, tensors)
+    return SafetensorsFile(name, files, metadata, tensors)
+
+
+def _read_index(path: str) -> dict[str, str]:
+    """The ``weight_map`` of an index: tensor to file name."""
+    with open(path, "rb") as file:
+        text = file.read(MAX_HEADER_BYTES + 1)
+    if len(text) > MAX_HEADER_BYTES:
+        raise FormatError(f"has more than {MAX_HEADER_BYTES} bytes", path=path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"is not JSON: {str(error)[:100]}", path=path) from None
+    found = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(found, dict) or not found:
+        raise FormatError("has no 'weight_map'", path=path)
+    for tensor, name in found.items():
+        if not isinstance(name, str) or not name or os.path.basename(name) != name:
+            raise FormatError(f"its file {name!r:.80} is no plain name", path=path, tensor=tensor)
+    return found
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
