@@ -9,7 +9,7 @@ from tests.ops.gradcheck import check_gradient
 from tests.ops.gradcheck import compiled as kernels
 from tests.ops.node_calls import LAYOUTS, check, compiled, leaf, random_values, with_threads
 
-from tilewright.dtypes import ALL, DType, boolean, f32, f64, i32
+from tilewright.dtypes import ALL, DType, boolean, f32, f64, i32, i64
 from tilewright.errors import ShapeError
 from tilewright.ops import sorting
 
@@ -52,6 +52,19 @@ def test_axes_and_layouts(
     check(sorting.argsort(x, axis, dtype=i32))
     check(*sorting.topk(x, 2, axis))
     check(*sorting.topk(x, 3 if shape[axis] > 3 else 2, axis, largest=False))
+
+
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("largest", [False, True])
+def test_few_of_many(rng: np.random.Generator, dtype: DType, largest: bool) -> None:
+    for n, k in ((800, 1), (800, 100), (801, 7), (3000, 50)):
+        values = special(rng, (2, n), dtype)
+        check(*sorting.topk(leaf(values, dtype), k, -1, largest))
+    check(*sorting.topk(leaf(np.ones((2, 500)), dtype), 3, -1, largest))
+    values = rng.permutation(1000)
+    got, index = compiled(*sorting.topk(leaf(values, i64), 10))
+    np.testing.assert_array_equal(got, np.arange(999, 989, -1))
+    np.testing.assert_array_equal(values[index], got)
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3)])

@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from tilewright.dtypes import DType
 from tilewright.graph import Shape
 from tilewright.lang import (
     Array,
     Const,
+    any,
     arange,
     bitcast,
     boolean,
-    full,
     i32,
     i64,
     isnan,
@@ -55,7 +55,8 @@ __all__ = ["argsort_calls", "argsort_workspace", "searchsorted_calls", "sortable
 
 _SHORT: Final = 64  # rows up to here are sorted by ranks
 _SLOTS: Final = 32  # rows that are in work at the same time, each with memory of its own
-_DIGITS: Final = 256
+_FEW: Final = 8  # the k-th part of a row, from which on its first elements are selected
+_GROUP: Final = 16
 
 
 def sortable(x, descending):
@@ -141,36 +142,99 @@ def radix_kernel(
             counts[p, 0:256] = zeros((256,), i32)
         for i in range(n):
             key = sortable(x[*at, i], DESCENDING)
-            for p in unroll(PASSES):
-                digit = (key >> (8 * p)) & 255
-                counts[p, digit] = counts[p, digit] + 1
-            if PACKED:
-                words[0, slot, i] = (key.to(u64) << 32) | i.to(u64)
-            else:
-                words[0, slot, i] = key
-                indices[0, slot, i] = i.to(u32)
-        source = full((), 0, i64)
-        for p in unroll(PASSES):
-            if counts[p, digit_of(words[source, slot, 0], p, PACKED)] < n:
-                total = full((), 0, i32)
-                for d in range(256):
-                    here = counts[p, d]
-                    counts[p, d] = total
-                    total = total + here
-                for i in range(n):
-                    word = words[source, slot, i]
-                    digit = digit_of(word, p, PACKED)
-                    place = counts[p, digit]
-                    counts[p, digit] = place + 1
-                    words[1 - source, slot, place] = word
-                    if not PACKED:
-                        indices[1 - source, slot, place] = indices[source, slot, i]
-                source = 1 - source
+            put_word(words, indices, counts, slot, i, key, i, PASSES, PACKED)
+        source = sort_words(words, indices, counts, slot, n, PASSES, PACKED)
         for i in range(order.shape[-1]):
-            if PACKED:
-                order[*at, i] = (words[source, slot, i] & 0xFFFFFFFF).to(order.dtype)
-            else:
-                order[*at, i] = indices[source, slot, i].to(order.dtype)
+            order[*at, i] = index_of(words, indices, source, slot, i, PACKED).to(order.dtype)
+
+
+@kernel
+def select_kernel(
+    x: Array,
+    words: Array,
+    indices: Array,
+    order: Array,
+    DESCENDING: Const,
+    PASSES: Const,
+    PACKED: Const,
+    ROWS: Const,
+):
+    """Like :func:`radix_kernel` for an ``order`` much shorter than the rows of x.
+
+    Only elements whose highest byte is not above that of the last one wanted are sorted.
+    """
+    slot = program_id(0)
+    lead = order.shape[:-1]
+    n = x.shape[-1]
+    wanted = order.shape[-1]
+    counts = scratch((PASSES, 256), i32)
+    high = 8 * (PASSES - 1)
+    for r in range(slot * ROWS, minimum((slot + 1) * ROWS, product(lead))):
+        at = unravel(r, lead)
+        counts[0, 0:256] = zeros((256,), i32)
+        for i in range(n):
+            digit = sortable(x[*at, i], DESCENDING) >> high
+            counts[0, digit] = counts[0, digit] + 1
+        total = zeros((), i64)
+        limit = zeros((), i64)
+        for d in range(256):
+            limit = where(total < wanted, d, limit)
+            total = total + counts[0, d].to(i64)
+        for p in unroll(PASSES):
+            counts[p, 0:256] = zeros((256,), i32)
+        found = zeros((), i64)
+        for j in range(0, n, _GROUP):
+            near = (sortable(x[*at, j : j + _GROUP], DESCENDING) >> high).to(i64) <= limit
+            if any(near):
+                for i in range(j, minimum(j + _GROUP, n)):
+                    key = sortable(x[*at, i], DESCENDING)
+                    if (key >> high).to(i64) <= limit:
+                        put_word(words, indices, counts, slot, found, key, i, PASSES, PACKED)
+                        found = found + 1
+        source = sort_words(words, indices, counts, slot, found, PASSES, PACKED)
+        for i in range(wanted):
+            order[*at, i] = index_of(words, indices, source, slot, i, PACKED).to(order.dtype)
+
+
+def put_word(words, indices, counts, slot, place, key, i, passes, packed):
+    """Inline: store element i of a row with its key, and count the key's bytes."""
+    for p in unroll(passes):
+        digit = (key >> (8 * p)) & 255
+        counts[p, digit] = counts[p, digit] + 1
+    if packed:
+        words[0, slot, place] = (key.to(u64) << 32) | i.to(u64)
+    else:
+        words[0, slot, place] = key
+        indices[0, slot, place] = i.to(u32)
+
+
+def sort_words(words, indices, counts, slot, n, passes, packed):
+    """Inline: sort the first n words by their counted bytes; which half of ``words`` has them."""
+    source = zeros((), i64)
+    for p in unroll(passes):
+        if counts[p, digit_of(words[source, slot, 0], p, packed)] < n:
+            total = zeros((), i32)
+            for d in range(256):
+                here = counts[p, d]
+                counts[p, d] = total
+                total = total + here
+            for i in range(n):
+                word = words[source, slot, i]
+                digit = digit_of(word, p, packed)
+                place = counts[p, digit]
+                counts[p, digit] = place + 1
+                words[1 - source, slot, place] = word
+                if not packed:
+                    indices[1 - source, slot, place] = indices[source, slot, i]
+            source = 1 - source
+    return source
+
+
+def index_of(words, indices, source, slot, i, packed):
+    """Inline: the element that the i-th word stands for."""
+    if packed:
+        return words[source, slot, i] & 0xFFFFFFFF
+    return indices[source, slot, i]
 
 
 def digit_of(word, p, packed):
@@ -206,10 +270,9 @@ def argsort_calls(
         return []
     x, order = (_axis_last(a, b, axis) for a, b in ((x, order), (order, x)))
     rows, n = math.prod(x.shape[:-1]), x.shape[-1]
-    args: tuple[Any, ...]
     if n <= _SHORT:
         per = max(1, min(divide(rows, 8), 2048 // n))
-        consts = {"DESCENDING": descending, "ROWS": per, "BLOCK": max(block_for(n), 16)}
+        consts = {"DESCENDING": descending, "ROWS": per, "BLOCK": 16 if n <= 16 else _SHORT}
         return [KernelCall(rank_kernel, (divide(rows, per),), (x, order), consts)]
     slots = work[0].shape[1]
     per = divide(rows, slots)
@@ -219,8 +282,8 @@ def argsort_calls(
         "PACKED": x.dtype.bits < 64,
         "ROWS": per,
     }
-    args = (x, *work, order)
-    return [KernelCall(radix_kernel, (divide(rows, per),), args, consts)]
+    which = select_kernel if order.shape[-1] * _FEW <= n else radix_kernel
+    return [KernelCall(which, (divide(rows, per),), (x, *work, order), consts)]
 
 
 def _axis_last(a: Buffer, other: Buffer, axis: int) -> Buffer:
