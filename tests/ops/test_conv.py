@@ -262,7 +262,7 @@ def test_nan_and_infinity_reach_only_what_sees_them() -> None:
     assert (np.isnan(got) == seen).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.data())
 def test_any_geometry(data: st.DataObject) -> None:
     draw = data.draw

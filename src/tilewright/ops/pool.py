@@ -120,7 +120,9 @@ def avg_pool_gradient(grad: Node, size: Sequence[int], **attrs: Any) -> Node:
 
 def global_avg_pool(x: Node) -> Node:
     """The mean of each plane: (N, C, *size) -> (N, C, 1, ...)."""
-    return avg_pool(x, _sizes(x)[2:])
+    from tilewright.ops.reductions import mean
+
+    return mean(x, tuple(range(2, len(x.shape))), True)
 
 
 def global_max_pool(x: Node) -> Node:
@@ -349,7 +351,8 @@ def max_pool_gradient_reference(
     rows = grad.shape[0] * grad.shape[1]
     plane = prod(size)
     total = np.zeros((rows, plane))
-    flat, values = places.reshape(rows, -1), grad.reshape(rows, -1).astype(np.float64)
+    flat = places.reshape(rows, prod(places.shape[2:]))
+    values = grad.reshape(flat.shape).astype(np.float64)
     valid = (flat >= 0) & (flat < plane)
     row = np.broadcast_to(np.arange(rows)[:, None], flat.shape)
     np.add.at(total, (row[valid], flat[valid]), values[valid])
@@ -359,7 +362,7 @@ def max_pool_gradient_reference(
 def max_pool_take_reference(x: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Zero for a place outside the plane."""
     rows, plane = x.shape[0] * x.shape[1], prod(x.shape[2:])
-    flat = places.reshape(rows, -1)
+    flat = places.reshape(rows, prod(places.shape[2:]))
     valid = (flat >= 0) & (flat < plane)
     if plane == 0:
         return np.zeros(places.shape, x.dtype)
