@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tilewright.compiler.fusion import (
@@ -27,10 +26,10 @@ from tilewright.compiler.fusion import (
     Map,
     is_transparent,
     map_of_input,
-    reduced_axes,
     reduces,
 )
 from tilewright.compiler.source import unique_name
+from tilewright.compiler.walk import BLOCK, SPAN, Axis, Operand, Walk, pieces
 from tilewright.dtypes import DType, bf16, boolean, f16, f32, i32
 from tilewright.graph import Node, data_node
 from tilewright.ops import table
@@ -40,10 +39,6 @@ from tilewright.runtime.launch import Kernel
 
 __all__ = ["BLOCK", "Scalar", "loop_calls", "split_workspace"]
 
-BLOCK = 64  # elements per step along the last axis: part of the order of sums
-_SPAN = 1024  # elements of the last axis that a program takes when nothing is reduced
-_NARROW = 32  # a reduced last axis shorter than this is joined with those before it
-_PIECES = 64
 _WORTH = 8192  # elements that are worth handing to another thread
 _HALF = (f16, bf16)
 
@@ -70,24 +65,6 @@ def _scalar(node: Node) -> _Integer | _Float:
     return made
 
 
-@dataclass(frozen=True)
-class _Operand:
-    """An array as a kernel sees it: its buffer and a stride for each axis of the domain."""
-
-    buffer: Buffer
-    strides: tuple[int, ...]
-
-
-@dataclass
-class _Axis:
-    """Axes of the domain that are walked as one."""
-
-    first: int
-    size: int
-    reduced: bool
-    index: str = ""
-
-
 def split_workspace(group: Group) -> tuple[DType, tuple[int, ...]] | None:
     """dtype and shape of the memory that a split reduction needs; None for other groups."""
     if not group.closed:
@@ -95,7 +72,7 @@ def split_workspace(group: Group) -> tuple[DType, tuple[int, ...]] | None:
     (node,) = group.members
     assert group.reduced is not None
     kept = tuple(n for d, n in enumerate(group.domain) if d not in group.reduced)
-    return _accumulator(node), (_pieces(group)[0], *kept)
+    return _accumulator(node), (pieces(group)[0], *kept)
 
 
 def _accumulator(node: Node) -> DType:
@@ -103,17 +80,6 @@ def _accumulator(node: Node) -> DType:
     if node.op in ("any", "all"):
         return boolean
     return f32 if dtype in _HALF and node.op in ("sum", "prod") else dtype
-
-
-def _pieces(group: Group) -> tuple[int, int]:
-    """Into how many pieces a split reduction's first axis is cut, and how long each is."""
-    assert group.reduced is not None
-    first = min(group.reduced)
-    n = group.domain[first]
-    length = -(-n // _PIECES)
-    if first == len(group.domain) - 1:
-        length = -(-length // BLOCK) * BLOCK
-    return -(-n // length), length
 
 
 def loop_calls(
@@ -152,37 +118,11 @@ def _finish(node: Node, partial: Node, out: Buffer) -> KernelCall:
     return _Kernel(group, [flat], {partial: partial.value, flat: view}, set()).call()
 
 
-class _Kernel:
+class _Kernel(Walk):
     """Writes one kernel and its launch."""
 
-    def __init__(
-        self,
-        group: Group,
-        outputs: Sequence[Node],
-        buffers: Mapping[Node, Buffer],
-        cheap: set[Node],
-        split: bool = False,
-    ) -> None:
-        self.group = group
-        self.outputs = list(outputs)
-        self.buffers = buffers
-        self.cheap = cheap
-        self.split = split
-        self.domain = group.domain or (1,)
-        self.reduced = group.reduced or frozenset()
-        self.lane = len(self.domain) - 1
-        self.lane_reduced = self.lane in self.reduced
-        self.inside = set(group.members)
-        self.levels: dict[Node, int] = {}
-        self.operands: dict[tuple[Node, Map], tuple[str, _Operand]] = {}
-        self.patterns: dict[tuple[Node, Map], tuple[str, tuple[int, ...]]] = {}
-        self.scalars: dict[Node, str] = {}
-        self._collect()
-        self.results = [
-            (f"y{i}", self._operand(out, group.maps[out], split))
-            for i, out in enumerate(self.outputs)
-        ]
-        self.axes = self._merged()
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.body: list[str] = []
         self.inner: list[str] = []
         self.outer_names: dict[tuple[Node, Map], str] = {}
@@ -190,109 +130,6 @@ class _Kernel:
         self.blocks: set[str] = set()  # names of values with 64 lanes
         self.count = 0
         self.sizes: dict[str, int] = {}
-
-    # --- what is read ----------------------------------------------------------------------------
-
-    def _collect(self) -> None:
-        """Find every array, index pattern and number that the outputs need."""
-        seen: set[tuple[Node, Map]] = set()
-        stack = [(out, self.group.maps[out]) for out in self.outputs]
-        while stack:
-            node, m = stack.pop()
-            if (node, m) in seen:
-                continue
-            seen.add((node, m))
-            if node.op == "iota" and (node in self.inside or node in self.cheap):
-                name = f"p{len(self.patterns)}"
-                self.patterns[node, m] = name, self._pattern(node, m)
-            elif node in self.inside or (node in self.cheap and node.inputs):
-                stack += [(i, self._input_map(node, i, m)) for i in node.inputs]
-            elif is_transparent(node) and node not in self.buffers:
-                stack.append((node.inputs[0], map_of_input(node, node.inputs[0], m)))
-            elif node.op == "const":
-                continue
-            elif node.op == "scalar":
-                self.scalars.setdefault(node, f"c{len(self.scalars)}")
-            else:
-                name = f"x{len(self.operands)}"
-                self.operands[node, m] = name, self._operand(node, m)
-
-    def _input_map(self, node: Node, source: Node, m: Map) -> Map:
-        if node.op not in REDUCTIONS:
-            return map_of_input(node, source, m)
-        axes = set(reduced_axes(node))
-        free = iter(sorted(self.reduced))
-        kept = iter([d for d in m if d >= 0])
-        return tuple(
-            -1 if n == 1 else next(free) if a in axes else next(kept)
-            for a, n in enumerate(source.shape)
-        )
-
-    def _operand(self, node: Node, m: Map, partial: bool = False) -> _Operand:
-        buffer = self.buffers[node]
-        strides = [0] * len(self.domain)
-        if partial:  # the workspace of a split reduction: pieces first
-            kept = [d for d in range(len(self.domain)) if d not in self.reduced]
-            strides[min(self.reduced)] = buffer.strides[0]
-            for d, s in zip(kept, buffer.strides[1:]):
-                strides[d] = s
-            return _Operand(buffer, tuple(strides))
-        for d, s in zip(m, buffer.strides):
-            if d >= 0:
-                strides[d] = s
-        return _Operand(buffer, tuple(strides))
-
-    def _pattern(self, node: Node, m: Map) -> tuple[int, ...]:
-        """How an iota's value grows along each axis of the domain."""
-        strides = [0] * len(self.domain)
-        axis = node.attrs["axis"]
-        step = 1
-        for a in reversed(range(len(node.shape))):
-            if m[a] >= 0 and axis in (None, a):
-                strides[m[a]] = step
-            if axis is None:
-                step *= int(node.shape[a])  # type: ignore[arg-type]
-        return tuple(strides)
-
-    # --- axes ------------------------------------------------------------------------------------
-
-    def _merged(self) -> list[_Axis]:
-        vectors = [o.strides for _, o in self.operands.values()]
-        vectors += [o.strides for _, o in self.results]
-        vectors += [p for _, p in self.patterns.values()]
-        axes: list[_Axis] = []
-        for d, n in enumerate(self.domain):
-            reduced = d in self.reduced
-            last = axes[-1] if axes else None
-            if (
-                last is not None
-                and last.reduced == reduced
-                and not (d == self.lane and reduced)
-                and not (self.split and reduced and last.first == min(self.reduced))
-                and all(_joins(v, last, d, n) for v in vectors)
-            ):
-                last.size *= n
-                last.first = last.first  # strides are those of the last axis merged
-                last.index = f"{d}"
-                continue
-            axes.append(_Axis(d, n, reduced, f"{d}"))
-        if self.lane_reduced:
-            while len(axes) > 1 and axes[-2].reduced and axes[-1].size < _NARROW:
-                if self.split and axes[-2].first == min(self.reduced):
-                    break
-                before = axes.pop(-2)
-                axes[-1] = _Axis(before.first, before.size * axes[-1].size, True, axes[-1].index)
-        return axes
-
-    def _stride(self, strides: Sequence[int], axis: _Axis) -> int:
-        return strides[int(axis.index)]
-
-    def _is_flat(self, strides: Sequence[int], axis: _Axis) -> bool:
-        """Whether one stride describes all the axes that ``axis`` joins."""
-        return all(
-            strides[d] == strides[d + 1] * self.domain[d + 1]
-            for d in range(axis.first, int(axis.index))
-        )
 
     # --- the text --------------------------------------------------------------------------------
 
@@ -306,24 +143,10 @@ class _Kernel:
         kept = [a for a in self.axes if not a.reduced]
         grid = self._grid(kept)
         per_program = math.prod(a.size for a in self.axes if a.reduced) * (
-            1 if self.lane_reduced else min(self.axes[-1].size, _SPAN)
+            1 if self.lane_reduced else min(self.axes[-1].size, SPAN)
         )
         smallest = max(1, _WORTH // max(per_program, 1))
         return KernelCall(_kernel(name, text), grid, tuple(args), {}, smallest)
-
-    def _grid(self, kept: list[_Axis]) -> tuple[int, ...]:
-        if self.lane_reduced:
-            outer, grid = kept, []
-        else:
-            outer, lane = kept[:-1], kept[-1]
-            step = BLOCK if self.reduced else _SPAN
-            grid = [-(-lane.size // step)]
-        if self.split:
-            grid.append(_pieces(self.group)[0])
-        sizes = [a.size for a in reversed(outer)]
-        if len(grid) + len(sizes) > 3:
-            return (*grid, math.prod(sizes))
-        return (*grid, *sizes) or (1,)
 
     def _render(self) -> tuple[str, str]:
         kept = [a for a in self.axes if not a.reduced]
@@ -348,40 +171,22 @@ class _Kernel:
     def _is_level(self, member: Node, level: int) -> bool:
         return reduces(member) and self._level(member) == level + 1
 
-    def _level(self, node: Node) -> int:
-        """How many reductions, one after the other, lie between the operands and ``node``."""
-        if node not in self.inside:
-            source = node
-            while is_transparent(source) and source not in self.buffers:
-                source = source.inputs[0]
-            return self._level(source) if source in self.inside else 0
-        found = self.levels.get(node)
-        if found is None:
-            found = max((self._level(i) for i in node.inputs), default=0)
-            found = self.levels[node] = found + reduces(node)
-        return found
-
-    def _program_ids(self, kept: list[_Axis]) -> list[str]:
+    def _program_ids(self, kept: list[Axis]) -> list[str]:
         """Lines that find where a program stands; names every axis."""
         lines: list[str] = []
         place = 0
         outer = list(kept)
-        for i, axis in enumerate(self.axes):
-            axis_index = f"r{i}" if axis.reduced else f"k{i}"
-            self._names = getattr(self, "_names", {})
-            self._names[id(axis)] = axis_index
-        self._names[id(self.axes[-1])] = "j"
         if not self.lane_reduced:
             outer.pop()
             place = 1
             if self.reduced:
                 lines.append(f"    j = program_id(0) * {BLOCK}")
             else:
-                lines.append(f"    first = program_id(0) * {_SPAN}")
+                lines.append(f"    first = program_id(0) * {SPAN}")
         if self.split:
             lines.append(f"    piece = program_id({place})")
             place += 1
-        names = [self._names[id(a)] for a in outer]
+        names = [self.names[id(a)] for a in outer]
         if place + len(outer) > 3:
             lines.append(f"    rest = program_id({place})")
             for axis, name in list(zip(outer, names))[:0:-1]:
@@ -393,8 +198,8 @@ class _Kernel:
                 lines.append(f"    {name} = program_id({place + k})")
         return lines
 
-    def _size(self, axis: _Axis) -> str:
-        name = f"n_{self._names[id(axis)]}"
+    def _size(self, axis: Axis) -> str:
+        name = f"n_{self.names[id(axis)]}"
         self.sizes[name] = axis.size
         return name
 
@@ -406,17 +211,17 @@ class _Kernel:
             is_lane = axis is self.axes[-1]
             if axis.reduced:
                 step = f", {BLOCK}" if is_lane else ""
-                name, size = self._names[id(axis)], self._size(axis)
+                name, size = self.names[id(axis)], self._size(axis)
                 start, stop = "0", size
                 if axis.first == split_axis:
-                    length = _pieces(self.group)[1]
+                    length = pieces(self.group)[1]
                     self.sizes["piece_length"] = length
                     start = "piece * piece_length"
                     stop = f"minimum(piece * piece_length + piece_length, {size})"
                 lines.append(f"{indent}for {name} in range({start}, {stop}{step}):")
                 indent += "    "
             elif is_lane and not self.reduced:
-                stop = f"minimum(first + {_SPAN}, {self._size(axis)})"
+                stop = f"minimum(first + {SPAN}, {self._size(axis)})"
                 lines.append(f"{indent}for j in range(first, {stop}, {BLOCK}):")
                 indent += "    "
         return lines, indent
@@ -460,7 +265,7 @@ class _Kernel:
             value = self._stored(out, operand)
             self.body.append(f"    {name}[{self._index(operand, True)}] = {value}")
 
-    def _stored(self, out: Node, operand: _Operand) -> str:
+    def _stored(self, out: Node, operand: Operand) -> str:
         """The value of ``out``, as wide as what it is stored to."""
         value = self._value(out, self.group.maps[out])
         if value in self.blocks or self.axes[-1] not in self._uses(operand):
@@ -527,7 +332,7 @@ class _Kernel:
         elif self.lane_reduced:
             position = f"(arange(0, {BLOCK}) + j).to(i64)"
         else:
-            position = f"{self._names[id(axis)]}"
+            position = f"{self.names[id(axis)]}"
         better = f"{acc}b"
         condition = f"({v} {sign} {acc})"
         if kind.is_float:
@@ -547,11 +352,6 @@ class _Kernel:
         after.append(f"{result} = min(where({hit}, {where}, {(1 << 62)}))")
 
     # --- values ----------------------------------------------------------------------------------
-
-    def _in_loop(self, m: Map) -> bool:
-        """Whether a value with this map changes inside a pass."""
-        loop = self.reduced if self.reduced else {self.lane}
-        return any(d in loop for d in m)
 
     def _value(self, node: Node, m: Map) -> str:
         """A name for the value, its lines written where they belong."""
@@ -640,14 +440,14 @@ class _Kernel:
         for i, axis in enumerate(self.axes):
             if not any(strides[axis.first : int(axis.index) + 1]):
                 continue
-            index = self._names[id(axis)]
+            index = self.names[id(axis)]
             if axis is self.axes[-1]:
                 index, is_block = f"(arange(0, {BLOCK}) + j)", True
             terms.append(self._offset(index, strides, axis, f"{name}_{i}"))
         text = " + ".join(terms) or "full((), 0, i64)"
         return f"({text}).to({node.dtype})", is_block
 
-    def _offset(self, index: str, strides: Sequence[int], axis: _Axis, label: str) -> str:
+    def _offset(self, index: str, strides: Sequence[int], axis: Axis, label: str) -> str:
         """``index`` along ``axis`` as a distance in elements."""
         if self._is_flat(strides, axis):
             size = f"{label}_step"
@@ -664,14 +464,7 @@ class _Kernel:
 
     # --- arrays ----------------------------------------------------------------------------------
 
-    def _uses(self, operand: _Operand) -> list[_Axis]:
-        return [a for a in self.axes if any(operand.strides[a.first : int(a.index) + 1])]
-
-    def _gathers(self, operand: _Operand) -> bool:
-        """Whether the lanes do not lie a constant stride apart."""
-        return not self._is_flat(operand.strides, self.axes[-1])
-
-    def _index(self, operand: _Operand, outer: bool = False) -> str:
+    def _index(self, operand: Operand, outer: bool = False) -> str:
         parts = []
         for axis in self._uses(operand):
             if self.split and outer and axis.reduced:
@@ -679,17 +472,17 @@ class _Kernel:
             elif axis is self.axes[-1]:
                 parts.append(f"j : j + {BLOCK}")
             else:
-                parts.append(self._names[id(axis)])
+                parts.append(self.names[id(axis)])
         return ", ".join(parts) or "0"
 
-    def _load(self, name: str, operand: _Operand) -> tuple[str, bool]:
+    def _load(self, name: str, operand: Operand) -> tuple[str, bool]:
         used = self._uses(operand)
         is_block = self.axes[-1] in used
         if not self._gathers(operand):
             return f"{name}[{self._index(operand)}]", is_block
         terms = []
         for i, axis in enumerate(used):
-            index = self._names[id(axis)]
+            index = self.names[id(axis)]
             if axis is self.axes[-1]:
                 index = f"(arange(0, {BLOCK}) + j)"
             terms.append(self._offset(index, operand.strides, axis, f"{name}_{i}"))
@@ -699,27 +492,6 @@ class _Kernel:
             terms.append(f"{name}_below")
         return f"{name}[{' + '.join(terms)}]", is_block
 
-    def _below(self, operand: _Operand) -> int:
-        """How far negative strides reach before the first element."""
-        return -sum(min(s, 0) * (n - 1) for s, n in zip(operand.strides, self.domain))
-
-    def _bound(self, operand: _Operand, partial: bool = False) -> Buffer:
-        """The buffer with one axis per axis of the kernel that it has."""
-        buffer = operand.buffer
-        if 0 in buffer.shape:  # never read, and nothing may be said of its strides
-            rank = 1 if self._gathers(operand) else max(len(self._uses(operand)), 1)
-            return buffer.view((0,) * rank, (1,) * rank)
-        if not partial and self._gathers(operand):
-            reach = sum(abs(s) * (n - 1) for s, n in zip(operand.strides, self.domain))
-            return buffer.view((reach + 1,), (1,), -self._below(operand))
-        used = self._uses(operand)
-        sizes = [a.size for a in used]
-        if partial:
-            sizes = [_pieces(self.group)[0] if a.reduced else a.size for a in used]
-        if not used:
-            return buffer.view((1,), (1,))
-        return buffer.view(sizes, [self._stride(operand.strides, a) for a in used])
-
 
 _UPDATES = {
     "sum": "{acc} + {v}",
@@ -727,10 +499,6 @@ _UPDATES = {
     "max": "maximum({acc}, {v})",
     "min": "minimum({acc}, {v})",
 }
-
-
-def _joins(strides: Sequence[int], last: _Axis, d: int, n: int) -> bool:
-    return strides[d - 1] == strides[d] * n
 
 
 def _widened(v: str, dtype: DType, op: str) -> str:
