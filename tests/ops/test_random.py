@@ -74,7 +74,7 @@ MAKERS: dict[str, Callable[[Sequence[int], random.Key, DType], Node]] = {
     "normal": random.normal,
     "exponential": random.exponential,
     "gumbel": random.gumbel,
-    "truncated": lambda s, k, d: random.truncated_normal(-1.5, 2.0, s, k, d),
+    "truncated": lambda s, k, d: random.truncated_normal(s, k, -1.5, 2.0, d),
 }
 
 
@@ -233,4 +233,4 @@ def test_errors_name_what_does_not_fit() -> None:
     with pytest.raises(ShapeError, match="up to 2\\*\\*32 elements"):
         random.uniform((1 << 20, 1 << 20), key())
     with pytest.raises(ShapeError, match="low < high, got 1"):
-        random.truncated_normal(1.0, 0.0, (3,), key())
+        random.truncated_normal((3,), key(), 1.0, 0.0)

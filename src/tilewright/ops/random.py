@@ -243,7 +243,7 @@ def normal(shape: Sequence[int], key: Key, dtype: DType = f32) -> Node:
 
 
 def truncated_normal(
-    low: float, high: float, shape: Sequence[int], key: Key, dtype: DType = f32
+    shape: Sequence[int], key: Key, low: float = -2.0, high: float = 2.0, dtype: DType = f32
 ) -> Node:
     """Standard normal given that it lies in [low, high], by the inverse of the distribution."""
     if not low < high:
