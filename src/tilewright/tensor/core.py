@@ -20,14 +20,14 @@ import numpy as np
 from tilewright.compiler.realize import realize as realize_nodes
 from tilewright.dtypes import DType
 from tilewright.errors import DTypeError, ShapeError
-from tilewright.graph import Node, data_node, scalar_node
+from tilewright.graph import Node, const_node, data_node, scalar_node
 from tilewright.ops import elementwise as ew
 from tilewright.ops import views
 from tilewright.runtime.buffers import Buffer
 from tilewright.tensor.memory import array_of
 from tilewright.tensor.methods import Methods
 from tilewright.tensor.modes import mode, trace_error
-from tilewright.tensor.promotion import DEFAULT_FLOAT, promoted, scalar_dtype
+from tilewright.tensor.promotion import DEFAULT_FLOAT, Number, promoted, scalar_dtype
 
 __all__ = [
     "DERIVED",
@@ -39,6 +39,7 @@ __all__ = [
     "binary",
     "cast_node",
     "fresh",
+    "number_node",
     "own",
     "realize",
     "source",
@@ -525,7 +526,7 @@ def binary(
         dtype = scalar_dtype(b, x.dtype)
         if x.dtype is not dtype:
             x = cast_node(x, dtype)
-        y = scalar_node(b, dtype)
+        y = number_node(b, dtype)
     if floating and x.dtype.kind != "f":
         x, y = cast_node(x, DEFAULT_FLOAT), cast_node(y, DEFAULT_FLOAT)
     node = build(y, x) if swap else build(x, y)
@@ -575,6 +576,11 @@ def fresh(node: Node) -> Node:
 def own(node: Node, tensor: Tensor) -> None:
     """Note that ``tensor`` is the one whose value ``node`` is."""
     node.owner = weakref.ref(tensor)
+
+
+def number_node(value: Number, dtype: DType) -> Node:
+    """A 0-d node of a user's number: of the two bools part of the program, else handed to it."""
+    return const_node(value, dtype) if dtype.kind == "b" else scalar_node(value, dtype)
 
 
 def cast_node(node: Node, dtype: DType) -> Node:

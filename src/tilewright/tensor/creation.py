@@ -15,7 +15,7 @@ from tilewright.ops import elementwise as ew
 from tilewright.ops import views
 from tilewright.runtime.buffers import empty as empty_buffer
 from tilewright.runtime.buffers import from_array
-from tilewright.tensor.core import Tensor, apply, cast_node, own
+from tilewright.tensor.core import Tensor, apply, cast_node, number_node, own
 from tilewright.tensor.promotion import (
     DEFAULT_FLOAT,
     DEFAULT_INT,
@@ -213,7 +213,7 @@ def shape_tuple(shape: int | Sequence[int]) -> tuple[int, ...]:
 
 def filled(shape: tuple[int, ...], value: Number, dtype: DType) -> Node:
     """A node of equal numbers; the number is handed over at run time."""
-    return views.broadcast(scalar_node(value, dtype), shape)
+    return views.broadcast(number_node(value, dtype), shape)
 
 
 def full(
@@ -390,7 +390,7 @@ def _triangle(x: Tensor, k: int, lower: bool) -> Tensor:
     kept = ew.le(diagonal, bound) if lower else ew.ge(diagonal, bound)
 
     def build(node: Node) -> Node:
-        return ew.where(kept, node, scalar_node(0, node.dtype))
+        return ew.where(kept, node, number_node(0, node.dtype))
 
     return apply(build, x)
 

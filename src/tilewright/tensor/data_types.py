@@ -74,9 +74,15 @@ def astype(
 
 
 def can_cast(from_: Any, to: Any, /) -> bool:
-    """Whether every value of ``from_`` (a dtype or a tensor) is promoted to ``to`` by the table."""
+    """Whether the standard's table promotes ``from_`` (a dtype or a tensor) to ``to``.
+
+    The table has no promotions between bool, integers and floats.
+    """
     given = from_.dtype if isinstance(from_, Tensor) else as_dtype(from_)
     wanted = as_dtype(to)
+    kinds = [d.is_integer or d.kind for d in (given, wanted)]
+    if kinds[0] != kinds[1]:
+        return False
     try:
         return promoted(given, wanted) is wanted
     except DTypeError:

@@ -28,6 +28,7 @@ from tilewright.tensor.core import (
     apply,
     cast_node,
     fresh,
+    number_node,
     source,
     wrap,
 )
@@ -308,7 +309,7 @@ def _value(x: Tensor, value: Any) -> Tensor:
     if isinstance(value, (bool, int, float)):
         if scalar_dtype(value, x.dtype) is not x.dtype:
             raise DTypeError(f"{value!r} does not fit a tensor of {x.dtype}: cast one of them")
-        return Tensor(scalar_node(value, x.dtype))
+        return Tensor(number_node(value, x.dtype))
     if not isinstance(value, Tensor):
         from tilewright.tensor.creation import asarray
 

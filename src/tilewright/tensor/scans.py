@@ -82,6 +82,8 @@ def diff(
     at = axis_of(axis, check_tensor("diff", x).ndim, "diff")
     if n < 0:
         raise ValueError(f"diff: n is not negative, got {n}")
+    if n == 0:
+        return +x
     parts = [p for p in (prepend, x, append) if p is not None]
     joined = concat(parts, axis=at) if len(parts) > 1 else x
 
@@ -98,4 +100,4 @@ def diff(
             node = ew.ne(high, low) if node.dtype.kind == "b" else ew.sub(high, low)
         return node
 
-    return apply(step, joined) if n else +joined
+    return apply(step, joined)
