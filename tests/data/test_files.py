@@ -31,6 +31,7 @@ from tilewright.data import (
     read_text,
     split,
     tokenize_files,
+    tokenize_texts,
     write_tokens,
 )
 from tilewright.errors import FormatError, ShapeError
@@ -178,6 +179,12 @@ def test_token_files(tmp_path: Path) -> None:
         split(tokens, 1.0)
     with pytest.raises(ValueError, match="read-only"):
         tokens[0] = 1
+
+
+def test_token_files_of_sequences(tmp_path: Path) -> None:
+    sequences = (r.sequence for r in read_fasta(write(tmp_path / "a.fasta", FASTA)))
+    assert tokenize_texts(sequences, Bytes(), tmp_path / "t.npy", separator=1) == 20
+    assert bytes(open_tokens(tmp_path / "t.npy").tolist()) == b"MKVLLG\1AAA\1M-*K\1ACD\1"
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:

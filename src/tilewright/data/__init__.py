@@ -20,7 +20,14 @@ from tilewright.data.images import ImageFolder, read_image
 from tilewright.data.loader import Batches, Loader, RandomWindows, Windows
 from tilewright.data.mnist import ImageSet, load_mnist
 from tilewright.data.prefetch import Prefetch
-from tilewright.data.tokens import encode_text, open_tokens, split, tokenize_files, write_tokens
+from tilewright.data.tokens import (
+    encode_text,
+    open_tokens,
+    split,
+    tokenize_files,
+    tokenize_texts,
+    write_tokens,
+)
 from tilewright.formats.arrays import read_idx, read_npy, read_npz
 from tilewright.formats.fasta import FastaRecord, read_fasta
 from tilewright.formats.text import read_text
@@ -45,5 +52,6 @@ __all__ = [
     "read_text",
     "split",
     "tokenize_files",
+    "tokenize_texts",
     "write_tokens",
 ]

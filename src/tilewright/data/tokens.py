@@ -17,7 +17,14 @@ from tilewright.formats.arrays import npy_header, write_npy_header
 from tilewright.formats.atomic import atomic_file
 from tilewright.formats.text import read_text, read_text_pieces, split_text
 
-__all__ = ["encode_text", "open_tokens", "split", "tokenize_files", "write_tokens"]
+__all__ = [
+    "encode_text",
+    "open_tokens",
+    "split",
+    "tokenize_files",
+    "tokenize_texts",
+    "write_tokens",
+]
 
 _PIECE_CHARS: Final = 1 << 18
 _SCAN: Final = 1 << 20
@@ -73,6 +80,31 @@ def tokenize_files(
             whole = tokenizer.add_space_prefix
             for piece in [read_text(path)] if whole else read_text_pieces(path, _PIECE_CHARS):
                 yield np.array(tokenizer.encode(piece, False, False), dtype)
+            if separator is not None:
+                yield np.array([separator], dtype)
+
+    dtype = _dtype_for(tokenizer.vocab_size)
+    return write_tokens(out, chunks(), tokenizer.vocab_size)
+
+
+def tokenize_texts(
+    texts: Iterable[str],
+    tokenizer: Encoder,
+    out: str | os.PathLike[str],
+    *,
+    separator: int | None = None,
+) -> int:
+    """Encode texts, such as the sequences of `read_fasta`, into a token file; returns its length.
+
+    ``separator``: an id put after each text.
+
+    Raises:
+        OSError: ``out`` cannot be written. Whatever is raised, nothing is left behind.
+    """
+
+    def chunks() -> Iterator[np.ndarray]:
+        for text in texts:
+            yield encode_text(tokenizer, text)
             if separator is not None:
                 yield np.array([separator], dtype)
 
