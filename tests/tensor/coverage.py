@@ -13,9 +13,9 @@ from typing import Any
 import array_api_strict as strict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.tensor.standard import CASES, agree, run
 
 import tilewright as tw
-from tests.tensor.standard import CASES, agree, run
 from tilewright.tensor.api import CONSTANTS, DTYPES, STANDARD
 
 

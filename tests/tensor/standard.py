@@ -75,8 +75,7 @@ def arrays(
     sizes = draw(shapes() if shape is None else shape)
     count = int(np.prod(sizes))
     values = draw(st.lists(_elements(dtype, low, high), min_size=count, max_size=count))
-    array = np.array(values, dtype).reshape(sizes)
-    return array
+    return np.array(values, dtype).reshape(sizes)
 
 
 @st.composite
@@ -279,8 +278,8 @@ def _asarray(draw: Any) -> Call:
 _add("asarray", _asarray())
 _add("zeros ones", st.builds(lambda s, d: Call((s,), {"dtype": d}), shapes(), _any_dtype))
 _add("empty", st.builds(lambda s, d: Call((s,), {"dtype": d}), shapes(), _any_dtype))
-_add("zeros_like ones_like empty_like",
-     st.builds(lambda x, d: Call((x,), {"dtype": d}), arrays(), st.none() | _any_dtype))  # fmt: skip
+_like = st.builds(lambda x, d: Call((x,), {"dtype": d}), arrays(), st.none() | _any_dtype)
+_add("zeros_like ones_like empty_like", _like)
 _add("full", st.builds(lambda s, v, d: Call((s, v), {"dtype": DType(d)}), shapes(),
                        st.integers(0, 100), st.sampled_from(NUMBERS)))  # fmt: skip
 _add("full_like", st.builds(lambda x, v: Call((x, v)), arrays(NUMBERS), st.integers(0, 100)))
@@ -391,7 +390,9 @@ def _by_axis(draw: Any, name: str) -> Call:
         return Call((x, (shift,) * len(axis) if isinstance(axis, tuple) else shift), {"axis": axis})
     if name == "squeeze":
         at = draw(st.integers(0, rank))
-        return Call((np.expand_dims(x, at),), {"axis": at - rank - 1 if draw(st.booleans()) else at})
+        return Call(
+            (np.expand_dims(x, at),), {"axis": at - rank - 1 if draw(st.booleans()) else at}
+        )
     if name == "unstack":
         return Call((x,), {"axis": draw(st.integers(-rank, rank - 1))})
     if name == "repeat":
@@ -411,8 +412,8 @@ def _by_axis(draw: Any, name: str) -> Call:
     raise AssertionError(name)
 
 
-for _name in ("expand_dims flip permute_dims moveaxis roll squeeze unstack repeat tile "
-              "reshape").split():  # fmt: skip
+_BY_AXIS = "expand_dims flip permute_dims moveaxis roll squeeze unstack repeat tile reshape"
+for _name in _BY_AXIS.split():
     _add(_name, _by_axis(_name))
 
 # positions and order
@@ -486,9 +487,7 @@ def _tensordot(draw: Any) -> Call:
     a = draw(arrays((dtype,), st.just((*left, *shared)), -10, 10))
     b = draw(arrays((dtype,), st.just((*shared, *right)), -10, 10))
     n = len(shared)
-    axes = draw(st.sampled_from([
-        n, (tuple(range(len(left), len(left) + n)), tuple(range(n)))
-    ]))
+    axes = draw(st.sampled_from([n, (tuple(range(len(left), len(left) + n)), tuple(range(n)))]))
     return Call((a, b), {"axes": axes})
 
 
@@ -562,7 +561,9 @@ def _same_values(got: np.ndarray, wanted: np.ndarray, tolerance: float, what: st
         same = np.array_equal(got, wanted, equal_nan=wanted.dtype.kind == "f")
         same = same and (
             wanted.dtype.kind != "f"
-            or np.array_equal(np.signbit(got) | np.isnan(got), np.signbit(wanted) | np.isnan(wanted))
+            or np.array_equal(
+                np.signbit(got) | np.isnan(got), np.signbit(wanted) | np.isnan(wanted)
+            )
         )
         assert same, f"{what}:\n{got!r}\nis not\n{wanted!r}"
         return

@@ -9,9 +9,9 @@ import array_api_strict as strict
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.tensor.standard import CASES, agree, run
 
 import tilewright as tw
-from tests.tensor.standard import CASES, agree, run
 from tilewright.tensor.api import STANDARD
 
 NAMES = sorted(name for listed in STANDARD.values() for name in listed.split())

@@ -62,23 +62,17 @@ STANDARD: Final = {
         "broadcast_arrays broadcast_to concat expand_dims flip moveaxis permute_dims repeat "
         "reshape roll squeeze stack tile unstack"
     ),
-    "reductions": (
-        "all any argmax argmin count_nonzero max mean min prod std sum var"
-    ),
+    "reductions": ("all any argmax argmin count_nonzero max mean min prod std sum var"),
     "scans": "cumulative_prod cumulative_sum diff",
     "searching": "nonzero searchsorted unique_all unique_counts unique_inverse unique_values",
     "sorting": "argsort sort",
 }
 
 EXTENSIONS: Final = {
-    "autograd": (
-        "backward checkpoint custom_gradient grad jvp stop_gradient value_and_grad vjp"
-    ),
+    "autograd": ("backward checkpoint custom_gradient grad jvp stop_gradient value_and_grad vjp"),
     "core": "Tensor realize",
     "creation": "from_numpy",
-    "elementwise": (
-        "elu erf exp2 gelu leaky_relu log_sigmoid relu rsqrt sigmoid silu softplus"
-    ),
+    "elementwise": ("elu erf exp2 gelu leaky_relu log_sigmoid relu rsqrt sigmoid silu softplus"),
     "linalg": "einsum norm outer",
     "manipulation": "broadcast_shapes pad split",
     "modes": "no_grad",

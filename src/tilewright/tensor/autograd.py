@@ -15,8 +15,9 @@ from tilewright.errors import DTypeError, ShapeError
 from tilewright.graph import Node, const_node, topological
 from tilewright.ops import autodiff, views
 from tilewright.ops import elementwise as ew
-from tilewright.tensor.core import DERIVED, LEAF, PLAIN, VARIABLE, Tensor, own, realize
+from tilewright.tensor.core import DERIVED, LEAF, PLAIN, VARIABLE, Tensor, realize
 from tilewright.tensor.modes import mode
+from tilewright.tensor.nodes import own
 from tilewright.tensor.tree import leaves, map_tree, replaced
 
 __all__ = [
@@ -69,9 +70,9 @@ def backward(
             alive.append(tensor)
     found = autodiff.vjp(roots, seeds, list(reached))
     fresh: dict[Tensor, Node] = {}
-    for tensor, node in zip(reached.values(), found):
-        if node is not None:
-            fresh[tensor] = ew.add(fresh[tensor], node) if tensor in fresh else node
+    for tensor, gradient in zip(reached.values(), found):
+        if gradient is not None:
+            fresh[tensor] = ew.add(fresh[tensor], gradient) if tensor in fresh else gradient
     for tensor, node in fresh.items():
         if mode.trace is not None:
             mode.trace.record_grad(tensor)
@@ -160,7 +161,7 @@ def value_and_grad(
             tensor. For a sequence of positions the gradients are a tuple.
     """
     several = not isinstance(argnums, int)
-    positions = tuple(argnums) if several else (argnums,)  # type: ignore[arg-type]
+    positions: tuple[int, ...] = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     @functools.wraps(fn)
     def transformed(*args: Any, **kwargs: Any) -> Any:
@@ -179,9 +180,9 @@ def value_and_grad(
             raise DTypeError(f"grad: the function returns a tensor, got {type(loss).__name__}")
         found = autodiff.vjp([loss.node], [_cotangent(loss, None)], [v.node for v in inner])
         tracked = _tracked_outside([loss.node], inner)
-        grads = iter([
-            Tensor(ew.zeros_like(v.node) if g is None else g) for g, v in zip(found, inner)
-        ])
+        grads = iter(
+            [Tensor(ew.zeros_like(v.node) if g is None else g) for g, v in zip(found, inner)]
+        )
         picked = _settled(
             [map_tree(lambda x: next(grads) if x.dtype.is_float else None, t) for t in given],
             tracked,
@@ -226,13 +227,11 @@ def vjp(fn: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any], tup
         seeds = [_cotangent(y, c) for y, c in zip(outputs, given)]
         found = autodiff.vjp([y.node for y in outputs], seeds, [v.node for v in inner])
         carries = tracked or any(c._tracks for c in given)
-        grads = iter([
-            Tensor(ew.zeros_like(v.node) if g is None else g) for g, v in zip(found, inner)
-        ])
+        grads = iter(
+            [Tensor(ew.zeros_like(v.node) if g is None else g) for g, v in zip(found, inner)]
+        )
         return tuple(
-            _settled(
-                map_tree(lambda x: next(grads) if x.dtype.is_float else None, p), carries
-            )
+            _settled(map_tree(lambda x: next(grads) if x.dtype.is_float else None, p), carries)
             for p in primals
         )
 
@@ -246,9 +245,7 @@ def jvp(fn: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any])
     """
     variables, inner = _variables(list(primals))
     result = fn(*variables)
-    given = [
-        t for t, p in zip(leaves(list(tangents)), leaves(list(primals))) if p.dtype.is_float
-    ]
+    given = [t for t, p in zip(leaves(list(tangents)), leaves(list(primals))) if p.dtype.is_float]
     if len(given) != len(inner):
         raise ShapeError(f"jvp: {len(given)} tangents for {len(inner)} primals")
     for t, v in zip(given, inner):
@@ -270,9 +267,7 @@ def stop_gradient(tree: Any) -> Any:
     return map_tree(lambda x: x.detach(), tree)
 
 
-def _on_nodes(
-    fn: Callable[..., Any], args: Sequence[Any], transform: Callable[[Any], Any]
-) -> Any:
+def _on_nodes(fn: Callable[..., Any], args: Sequence[Any], transform: Callable[[Any], Any]) -> Any:
     """``fn(*args)`` as a function of nodes that ``transform`` has changed."""
     inputs = leaves(list(args))
     structure: list[Any] = []

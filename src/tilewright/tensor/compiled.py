@@ -73,7 +73,8 @@ class Compiled:
         if mode.trace is not None:
             return self._fn(*args, **kwargs)
         tensors: list[Tensor] = []
-        key = (id(default_pool()), mode.grad, _describe(args, tensors), _describe(kwargs, tensors))
+        modes = mode.grad, mode.autocast
+        key = (id(default_pool()), modes, _describe(args, tensors), _describe(kwargs, tensors))
         lazy = [t for t in tensors if t.node.value is None]
         if lazy:
             realize(*lazy)

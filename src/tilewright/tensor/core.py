@@ -20,14 +20,15 @@ import numpy as np
 from tilewright.compiler.realize import realize as realize_nodes
 from tilewright.dtypes import DType
 from tilewright.errors import DTypeError, ShapeError
-from tilewright.graph import Node, const_node, data_node, scalar_node
+from tilewright.graph import Node, data_node
 from tilewright.ops import elementwise as ew
 from tilewright.ops import views
 from tilewright.runtime.buffers import Buffer
 from tilewright.tensor.memory import array_of
 from tilewright.tensor.methods import Methods
 from tilewright.tensor.modes import mode, trace_error
-from tilewright.tensor.promotion import DEFAULT_FLOAT, Number, promoted, scalar_dtype
+from tilewright.tensor.nodes import cast_node, fresh, number_node, own
+from tilewright.tensor.promotion import DEFAULT_FLOAT, promoted, scalar_dtype
 
 __all__ = [
     "DERIVED",
@@ -128,8 +129,10 @@ class Tensor(Methods):
     def T(self) -> Tensor:
         """The transpose of a matrix; :class:`ShapeError` unless there are two axes."""
         if self.ndim != 2:
-            raise ShapeError(f"T is the transpose of a matrix, the tensor has shape {self.shape}: "
-                             "use mT for stacks of matrices, or permute_dims()")
+            raise ShapeError(
+                f"T is the transpose of a matrix, the tensor has shape {self.shape}: "
+                "use mT for stacks of matrices, or permute_dims()"
+            )
         return self.mT
 
     @property
@@ -149,11 +152,14 @@ class Tensor(Methods):
     def requires_grad(self, wanted: bool) -> None:
         if self._tracks >= DERIVED:
             if not wanted:
-                raise DTypeError("requires_grad of a computed tensor cannot be taken back: "
-                                 "use detach()")
+                raise DTypeError(
+                    "requires_grad of a computed tensor cannot be taken back: use detach()"
+                )
             return
         if wanted and not self.node.dtype.is_float:
-            raise DTypeError(f"only floating-point tensors have gradients, this one is {self.dtype}")
+            raise DTypeError(
+                f"only floating-point tensors have gradients, this one is {self.dtype}"
+            )
         if wanted and self._tracks == PLAIN:
             # a node of its own: what was computed from the old one before does not depend on this
             self.node = fresh(self.node)
@@ -222,8 +228,10 @@ class Tensor(Methods):
 
     def _number(self, what: str) -> bool | int | float:
         if self.node.shape:
-            raise DTypeError(f"{what} wants a tensor without axes, this one has shape {self.shape}: "
-                             "use item() for one element, any() or all() for a truth")
+            raise DTypeError(
+                f"{what} wants a tensor without axes, this one has shape {self.shape}: "
+                "use item() for one element, any() or all() for a truth"
+            )
         return array_of(self.buffer(what)).item()
 
     def __repr__(self) -> str:
@@ -262,8 +270,11 @@ class Tensor(Methods):
 
     def __reduce__(self) -> Any:
         array = self.buffer("pickling").numpy()
-        return _rebuild, (np.ascontiguousarray(array).reshape(self.shape), self.dtype.name,
-                          self._tracks == LEAF)
+        return _rebuild, (
+            np.ascontiguousarray(array).reshape(self.shape),
+            self.dtype.name,
+            self._tracks == LEAF,
+        )
 
     # state
 
@@ -517,15 +528,17 @@ def binary(
             if y.dtype is not dtype:
                 y = cast_node(y, dtype)
     else:
-        if not isinstance(b, (bool, int, float)):
-            if not isinstance(b, np.generic):
-                return NotImplemented
-            b = b.item()
         if tracks:
             x = source(a)
-        dtype = scalar_dtype(b, x.dtype)
-        if x.dtype is not dtype:
-            x = cast_node(x, dtype)
+        dtype = x.dtype
+        if b.__class__ is not float or dtype.kind != "f":  # the most usual needs no checks
+            if not isinstance(b, (bool, int, float)):
+                if not isinstance(b, np.generic):
+                    return NotImplemented
+                b = b.item()
+            dtype = scalar_dtype(b, dtype)
+            if x.dtype is not dtype:
+                x = cast_node(x, dtype)
         y = number_node(b, dtype)
     if floating and x.dtype.kind != "f":
         x, y = cast_node(x, DEFAULT_FLOAT), cast_node(y, DEFAULT_FLOAT)
@@ -554,8 +567,11 @@ def source(tensor: Tensor) -> Node:
 def wrap(node: Node, *sources: Tensor) -> Tensor:
     """A tensor of ``node``, computed from the ``source`` nodes of ``sources``."""
     result = Tensor(node)
-    if mode.grad and node.dtype.is_float and any([t._tracks for t in sources]):
-        _derive(result, node)
+    if mode.grad and node.dtype.is_float:
+        for t in sources:
+            if t._tracks:
+                _derive(result, node)
+                break
     return result
 
 
@@ -564,30 +580,6 @@ def _derive(tensor: Tensor, node: Node) -> None:
     tensor._tracks = DERIVED
     if node.owner is None:
         node.owner = weakref.ref(tensor)
-
-
-def fresh(node: Node) -> Node:
-    """A node of the same value and another identity."""
-    if node.value is not None and mode.trace is None:  # a trace has to see where it comes from
-        return data_node(node.value)
-    return Node("reshape", (node,), node.shape, node.dtype, {"shape": node.shape})
-
-
-def own(node: Node, tensor: Tensor) -> None:
-    """Note that ``tensor`` is the one whose value ``node`` is."""
-    node.owner = weakref.ref(tensor)
-
-
-def number_node(value: Number, dtype: DType) -> Node:
-    """A 0-d node of a user's number: of the two bools part of the program, else handed to it."""
-    return const_node(value, dtype) if dtype.kind == "b" else scalar_node(value, dtype)
-
-
-def cast_node(node: Node, dtype: DType) -> Node:
-    """``node`` as ``dtype``; a number changes its dtype where it stands."""
-    if node.op == "scalar" and dtype.is_float:
-        return scalar_node(float(node.attrs["value"]), dtype)
-    return ew.cast(node, dtype)
 
 
 def _same(node: Node) -> Node:

@@ -15,7 +15,8 @@ from tilewright.ops import elementwise as ew
 from tilewright.ops import views
 from tilewright.runtime.buffers import empty as empty_buffer
 from tilewright.runtime.buffers import from_array
-from tilewright.tensor.core import Tensor, apply, cast_node, number_node, own
+from tilewright.tensor.core import Tensor, apply
+from tilewright.tensor.nodes import cast_node, number_node, own
 from tilewright.tensor.promotion import (
     DEFAULT_FLOAT,
     DEFAULT_INT,
@@ -61,8 +62,9 @@ def from_numpy(array: np.ndarray, dtype: DType | None = None, *, copy: bool = Tr
     With ``copy=False`` the tensor looks at the array's memory, whatever its strides; who changes
     the array then changes the tensor.
     """
-    if array.dtype.byteorder == ">" or (array.dtype.byteorder != "=" and array.dtype.itemsize > 1
-                                        and not array.dtype.isnative):
+    if array.dtype.byteorder == ">" or (
+        array.dtype.byteorder != "=" and array.dtype.itemsize > 1 and not array.dtype.isnative
+    ):
         array = array.astype(array.dtype.newbyteorder("="))
     if copy:
         kind = dtype or _dtype_of(array)
@@ -163,8 +165,10 @@ def _from_numbers(obj: Any, wanted: DType | None) -> Tensor:
     if dtype.is_integer and kind in "iu" and array.size:
         low, high = RANGES[dtype]
         if int(array.min()) < low or int(array.max()) > high:
-            raise OverflowError(f"asarray: integers from {array.min()} to {array.max()} do not "
-                                f"fit {dtype} ({low} to {high})")
+            raise OverflowError(
+                f"asarray: integers from {array.min()} to {array.max()} do not "
+                f"fit {dtype} ({low} to {high})"
+            )
     with np.errstate(over="ignore", invalid="ignore"):
         if dtype is bf16:
             return from_numpy(from_float32(array.astype(np.float32)), bf16, copy=True)
@@ -204,8 +208,8 @@ def from_dlpack(x: Any, /, *, device: Any = None, copy: bool | None = None) -> T
 
 def shape_tuple(shape: int | Sequence[int]) -> tuple[int, ...]:
     """Sizes as a tuple; one may be given without."""
-    sizes = (shape,) if hasattr(shape, "__index__") else shape
-    out = tuple([n.__index__() for n in sizes])  # type: ignore[union-attr]
+    sizes: Any = (shape,) if hasattr(shape, "__index__") else shape
+    out = tuple([n.__index__() for n in sizes])
     if any(n < 0 for n in out):
         raise ShapeError(f"sizes are not negative, got {out}")
     return out
@@ -416,8 +420,10 @@ def meshgrid(*arrays: Tensor, indexing: str = "xy") -> tuple[Tensor, ...]:
         if x.ndim != 1:
             raise ShapeError(f"meshgrid wants vectors, got shape {x.shape}")
         if x.dtype is not arrays[0].dtype:
-            raise DTypeError("meshgrid wants vectors of one dtype, got "
-                             + ", ".join(str(a.dtype) for a in arrays))
+            raise DTypeError(
+                "meshgrid wants vectors of one dtype, got "
+                + ", ".join(str(a.dtype) for a in arrays)
+            )
     order = list(range(len(arrays)))
     if indexing == "xy" and len(arrays) > 1:
         order[0], order[1] = 1, 0
@@ -427,7 +433,7 @@ def meshgrid(*arrays: Tensor, indexing: str = "xy") -> tuple[Tensor, ...]:
 
     def spread(node: Node, axis: int) -> Node:
         sizes = [1] * len(shape)
-        sizes[axis] = node.shape[0]  # type: ignore[call-overload]
+        sizes[axis] = shape[axis]
         return views.broadcast(views.reshape(node, tuple(sizes)), tuple(shape))
 
     return tuple(apply(spread, x, axis=axis) for axis, x in zip(order, arrays))

@@ -9,7 +9,8 @@ import numpy as np
 
 from tilewright.dtypes import DType, bf16, boolean
 from tilewright.errors import DTypeError
-from tilewright.tensor.core import Tensor, apply, cast_node
+from tilewright.tensor.core import Tensor, apply
+from tilewright.tensor.nodes import cast_node
 from tilewright.tensor.promotion import Number, as_dtype, promoted, scalar_dtype
 
 __all__ = [
@@ -57,9 +58,7 @@ _KINDS: Final = {
 }
 
 
-def astype(
-    x: Tensor, dtype: Any, /, *, copy: bool = True, device: Any = None
-) -> Tensor:
+def astype(x: Tensor, dtype: Any, /, *, copy: bool = True, device: Any = None) -> Tensor:
     """``x`` as ``dtype``: floats to integers truncate, numbers to bool are ``x != 0``.
 
     ``copy=False`` returns ``x`` itself when it has the dtype already.
@@ -95,8 +94,9 @@ def finfo(type: Any, /) -> finfo_object:
     if not dtype.is_float:
         raise DTypeError(f"finfo is about floating-point dtypes, got {dtype}")
     if dtype is bf16:  # 8 bits of precision, f32's exponents
-        return finfo_object(16, 2.0**-7, (2 - 2.0**-7) * 2.0**127, -(2 - 2.0**-7) * 2.0**127,
-                            2.0**-126, dtype)
+        return finfo_object(
+            16, 2.0**-7, (2 - 2.0**-7) * 2.0**127, -(2 - 2.0**-7) * 2.0**127, 2.0**-126, dtype
+        )
     info = np.finfo(dtype.storage)
     return finfo_object(
         dtype.bits, float(info.eps), float(info.max), float(info.min),

@@ -1,6 +1,6 @@
 """DLPack: tensors and the arrays of other libraries over the same memory, both ways.
 
-https://dmlc.github.io/dlpack/latest/c_api.html (version 1, and the structs without a version before).
+https://dmlc.github.io/dlpack/latest/c_api.html (version 1 and before).
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def export(
     if dl_device is not None and tuple(dl_device) != (int(DLDeviceType.CPU), 0):
         raise BufferError(f"the tensor is on the cpu, (1, 0); asked for device {dl_device}")
     buffer = tensor.buffer("__dlpack__()")
-    versioned = max_version is not None and tuple(max_version)[0] >= 1
+    versioned = max_version is not None and max_version[0] >= 1
     if copy:
         buffer = _copied(buffer)
     array = bits_of(buffer, writable=bool(copy) or not versioned)
@@ -160,9 +160,7 @@ class _Imported:
     def __init__(self, managed: Any) -> None:
         self.managed = managed
         if managed.deleter:
-            finish = weakref.finalize(
-                self, _Deleter(managed.deleter), ctypes.addressof(managed)
-            )
+            finish = weakref.finalize(self, _Deleter(managed.deleter), ctypes.addressof(managed))
             finish.atexit = False
 
 

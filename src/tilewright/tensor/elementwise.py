@@ -15,7 +15,8 @@ from tilewright.dtypes import boolean
 from tilewright.errors import DTypeError
 from tilewright.graph import Node, scalar_node
 from tilewright.ops import elementwise as ew
-from tilewright.tensor.core import Build, Tensor, apply, binary, cast_node
+from tilewright.tensor.core import Build, Tensor, apply, binary
+from tilewright.tensor.nodes import cast_node
 from tilewright.tensor.promotion import DEFAULT_FLOAT, RANGES, Number
 
 
@@ -125,7 +126,9 @@ abs = _number("abs", ew.abs, "Absolute values (the least signed integer stays as
 negative = _number("negative", ew.neg, "``-x``; unsigned integers wrap around.")
 sign = _number("sign", ew.sign, "-1, 0 or 1; NaN for NaN.")
 square = _number("square", ew.square, "``x * x``.")
-bitwise_invert = _number("bitwise_invert", ew.bitwise_invert, "Every bit inverted; ``not`` for bool.")
+bitwise_invert = _number(
+    "bitwise_invert", ew.bitwise_invert, "Every bit inverted; ``not`` for bool."
+)
 
 # two operands
 
@@ -187,7 +190,9 @@ def _test(name: str, build: Callable[[Node], Node], integers: Build, doc: str) -
     return _number(name, of_any, doc)
 
 
-isfinite = _test("isfinite", ew.isfinite, ew.eq, "Whether each element is neither infinite nor NaN.")
+isfinite = _test(
+    "isfinite", ew.isfinite, ew.eq, "Whether each element is neither infinite nor NaN."
+)
 isinf = _test("isinf", ew.isinf, ew.ne, "Whether each element is infinite.")
 isnan = _test("isnan", ew.isnan, ew.ne, "Whether each element is NaN.")
 

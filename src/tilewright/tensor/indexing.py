@@ -21,20 +21,11 @@ from tilewright.graph import Node, scalar_node
 from tilewright.ops import elementwise as ew
 from tilewright.ops import indexing as ops
 from tilewright.ops import views
-from tilewright.tensor.core import (
-    DERIVED,
-    LEAF,
-    Tensor,
-    apply,
-    cast_node,
-    fresh,
-    number_node,
-    source,
-    wrap,
-)
+from tilewright.tensor.core import DERIVED, LEAF, Tensor, apply, source, wrap
 from tilewright.tensor.elementwise import check_tensor
 from tilewright.tensor.manipulation import axis_of
 from tilewright.tensor.modes import mode
+from tilewright.tensor.nodes import cast_node, fresh, number_node
 from tilewright.tensor.promotion import DEFAULT_INT, scalar_dtype
 
 __all__ = ["getitem", "setitem", "take", "take_along_axis"]
@@ -79,9 +70,7 @@ def _row(x: Tensor, i: int) -> Tensor:
     rest = (0,) * (len(shape) - 1)
 
     def build(node: Node) -> Node:
-        return views.reshape(
-            views.slice_(node, (i % n, *rest), (1, *shape[1:])), shape[1:]
-        )
+        return views.reshape(views.slice_(node, (i % n, *rest), (1, *shape[1:])), shape[1:])
 
     return apply(build, x)
 
@@ -241,9 +230,7 @@ def _gathered(x: Tensor, key: _Key) -> Tensor:
         return apply(views.permute, taken, axes=(*moved, *rest))
     places = [place for place, _ in key.arrays]
     shape = views.broadcast_shapes(*[ids.shape for _, ids in key.arrays])
-    columns = [
-        views.broadcast(cast_node(ids.node, DEFAULT_INT), shape) for _, ids in key.arrays
-    ]
+    columns = [views.broadcast(cast_node(ids.node, DEFAULT_INT), shape) for _, ids in key.arrays]
     index = views.stack(columns, len(shape))
     rest = [a for a in range(x.ndim) if a not in places]
     first = places[0] if key.together else 0
@@ -333,7 +320,7 @@ def _broadcast(node: Node, shape: tuple[int, ...]) -> Node:
 
 def _set_slices(base: Node, new: Node, key: _Key, axis: int) -> Node:
     """``base`` with ``new`` at the places that ``key`` takes, from ``axis`` on."""
-    shape = base.shape
+    shape: Any = base.shape
     while axis < len(shape) and key.sizes[axis] == shape[axis] and key.steps[axis] == 1:
         axis += 1
     if axis == len(shape) or 0 in new.shape:

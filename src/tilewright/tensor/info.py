@@ -49,9 +49,7 @@ class Info:
         """The standard's dtypes that there are, of ``kind`` (default all), by name."""
         _check(device)
         return {
-            name: DTYPES[name]
-            for name in _STANDARD
-            if kind is None or isdtype(DTYPES[name], kind)
+            name: DTYPES[name] for name in _STANDARD if kind is None or isdtype(DTYPES[name], kind)
         }
 
 

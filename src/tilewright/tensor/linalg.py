@@ -11,9 +11,10 @@ from tilewright.graph import Node
 from tilewright.ops import elementwise as ew
 from tilewright.ops import reductions, views
 from tilewright.ops.gemm import bmm
-from tilewright.tensor.core import Tensor, cast_node, source, wrap
+from tilewright.tensor.core import Tensor, source, wrap
 from tilewright.tensor.elementwise import check_tensor
 from tilewright.tensor.manipulation import axis_of, matrix_transpose
+from tilewright.tensor.nodes import cast_node
 from tilewright.tensor.promotion import promoted
 
 __all__ = ["einsum", "matmul", "matrix_transpose", "outer", "tensordot", "vecdot"]
@@ -60,8 +61,10 @@ def matmul(x1: Tensor, x2: Tensor, /) -> Tensor:
     else:
         node = bmm(a, b)
     if row or column:
-        kept = node.shape[:-2] + (() if row else node.shape[-2:-1]) + (
-            () if column else node.shape[-1:]
+        kept = (
+            node.shape[:-2]
+            + (() if row else node.shape[-2:-1])
+            + (() if column else node.shape[-1:])
         )
         node = views.reshape(node, kept)
     return wrap(node, x1, x2)
@@ -158,8 +161,7 @@ def _parse(equation: str, operands: Sequence[Tensor]) -> tuple[list[str], str]:
     left, arrow, right = text.partition("->")
     inputs = left.split(",")
     if len(inputs) != len(operands) or not operands:
-        raise ShapeError(f"einsum {equation!r} is about {len(inputs)} tensors, "
-                         f"got {len(operands)}")
+        raise ShapeError(f"einsum {equation!r} is about {len(inputs)} tensors, got {len(operands)}")
     most = 0
     for letters, x in zip(inputs, operands):
         extra = x.ndim - len(letters.replace("...", ""))
@@ -180,7 +182,9 @@ def _parse(equation: str, operands: Sequence[Tensor]) -> tuple[list[str], str]:
         output = dots + "".join(sorted(c for c in set(every) - set(dots) if every.count(c) == 1))
     unknown = set(output) - set("".join(named))
     if unknown or len(set(output)) != len(output):
-        raise ShapeError(f"einsum {equation!r}: the result has {sorted(unknown) or 'an axis twice'}")
+        raise ShapeError(
+            f"einsum {equation!r}: the result has {sorted(unknown) or 'an axis twice'}"
+        )
     if not all(c.isalpha() or c in dots for c in "".join(named)):
         raise ShapeError(f"einsum {equation!r}: axes are named by letters")
     return named, output
@@ -192,17 +196,17 @@ def _diagonals(node: Node, letters: str) -> Term:
         while letters.count(c) > 1:
             i = letters.index(c)
             j = letters.index(c, i + 1)
-            n = node.shape[i]
+            n: Any = node.shape[i]
             if node.shape[j] != n:
                 raise ShapeError(f"einsum: axis {c!r} has sizes {n} and {node.shape[j]}")
             rest = [k for k in range(len(letters)) if k not in (i, j)]
             node = views.permute(node, [i, j, *rest])
-            node = views.reshape(node, (n * n, *node.shape[2:]))  # type: ignore[operator]
+            node = views.reshape(node, (n * n, *node.shape[2:]))
             node = views.slice_(
                 node,
                 (0,) * len(node.shape),
                 (n, *node.shape[1:]),
-                (n + 1, *(1 for _ in rest)),  # type: ignore[operator]
+                (n + 1, *(1 for _ in rest)),
             )
             letters = c + "".join(letters[k] for k in rest)
     return node, letters
@@ -230,7 +234,7 @@ def _contract(first: Term, second: Term, kept: set[str]) -> Term:
     """The product of two terms, summed over the letters that nobody else needs."""
     a, la = _summed(first, kept | set(second[1]))
     b, lb = _summed(second, kept | set(first[1]))
-    sizes = {}
+    sizes: dict[str, Any] = {}
     for c, n in [*zip(la, a.shape), *zip(lb, b.shape)]:
         if sizes.setdefault(c, n) != n and 1 not in (n, sizes[c]):
             raise ShapeError(f"einsum: axis {c!r} has sizes {sizes[c]} and {n}")
@@ -247,7 +251,7 @@ def _contract(first: Term, second: Term, kept: set[str]) -> Term:
     right = views.permute(b, [lb.index(c) for c in (*batch, *inner, *columns)])
 
     def count(letters: Sequence[str]) -> Any:
-        return math.prod(sizes[c] for c in letters)  # type: ignore[misc]
+        return math.prod(sizes[c] for c in letters)
 
     lead = tuple(left.shape[: len(batch)])
     left = views.reshape(left, (*lead, count(rows), count(inner)))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 from tilewright.errors import BoundsError, DTypeError, ShapeError
 from tilewright.graph import Node
 from tilewright.ops import views
-from tilewright.tensor.core import Tensor, apply, cast_node, source, wrap
+from tilewright.tensor.core import Tensor, apply, source, wrap
+from tilewright.tensor.nodes import cast_node
 from tilewright.tensor.promotion import promoted
 
 __all__ = [
-    "axis_of",
     "axes_of",
+    "axis_of",
     "broadcast_arrays",
     "broadcast_shapes",
     "broadcast_to",
@@ -47,7 +48,7 @@ def axes_of(axis: int | Sequence[int] | None, rank: int, what: str) -> tuple[int
     """Axes counted from the front, in the order given; None is all of them."""
     if axis is None:
         return tuple(range(rank))
-    given = (axis,) if hasattr(axis, "__index__") else tuple(axis)  # type: ignore[arg-type]
+    given: Any = (axis,) if hasattr(axis, "__index__") else axis
     found = tuple([axis_of(a, rank, what) for a in given])
     if len(set(found)) != len(found):
         raise ShapeError(f"{what}: {axis} names an axis twice")
@@ -197,7 +198,7 @@ def concat(arrays: Sequence[Tensor], /, *, axis: int | None = 0) -> Tensor:
     arrays = list(arrays)
     nodes = _common("concat", arrays)
     if axis is None:
-        nodes = [views.reshape(n, (math.prod(n.shape),)) for n in nodes]  # type: ignore[arg-type]
+        nodes = [views.reshape(n, (-1 if 0 not in n.shape else 0,)) for n in nodes]
     at = 0 if axis is None else axis_of(axis, len(nodes[0].shape), "concat")
     return wrap(views.concat(nodes, at), *arrays)
 
@@ -216,14 +217,11 @@ def stack(arrays: Sequence[Tensor], /, *, axis: int = 0) -> Tensor:
 def unstack(x: Tensor, /, *, axis: int = 0) -> tuple[Tensor, ...]:
     """The slices of ``x`` along ``axis``, without copies."""
     at = axis_of(axis, x.ndim, "unstack")
-    return tuple(
-        [squeeze(piece, at) for piece in split(x, [1] * x.shape[at], axis=at)]
-    )
+    return tuple([squeeze(piece, at) for piece in split(x, [1] * x.shape[at], axis=at)])
 
 
 def split(x: Tensor, sizes: int | Sequence[int], /, *, axis: int = 0) -> tuple[Tensor, ...]:
-    """Consecutive pieces along ``axis``, without copies: their sizes, or one for all but the last.
-    """
+    """Consecutive pieces of ``sizes`` (or one size for all but the last), without copies."""
     at = axis_of(axis, x.ndim, "split")
     n = x.shape[at]
     if isinstance(sizes, int):
@@ -242,11 +240,12 @@ def pad(
     value: bool | int | float = 0,
 ) -> Tensor:
     """``x`` with ``(before, after)`` elements of ``value`` more along each axis."""
-    if isinstance(widths, int):
-        widths = [(widths, widths)] * x.ndim
-    elif len(widths) == 2 and all(isinstance(w, int) for w in widths):
-        widths = [widths] * x.ndim  # type: ignore[list-item]
-    return apply(views.pad, x, widths=tuple(tuple(w) for w in widths), value=value)
+    margins: Any = widths
+    if isinstance(margins, int):
+        margins = (margins, margins)
+    if len(margins) == 2 and all(isinstance(w, int) for w in margins):
+        margins = [margins] * x.ndim
+    return apply(views.pad, x, widths=tuple([tuple(m) for m in margins]), value=value)
 
 
 def repeat(x: Tensor, repeats: int | Tensor, /, *, axis: int | None = None) -> Tensor:

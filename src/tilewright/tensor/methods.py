@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tilewright.tensor.promotion import Number
+
 if TYPE_CHECKING:
     from tilewright.tensor.core import Tensor
 
@@ -20,31 +22,31 @@ class Methods:
 
     # dtype and shape
 
-    def astype(self: Tensor, dtype: Any, /, *, copy: bool = True) -> Tensor:
+    def astype(self: Any, dtype: Any, /, *, copy: bool = True) -> Tensor:
         from tilewright.tensor.data_types import astype
 
         return astype(self, dtype, copy=copy)
 
-    def float(self: Tensor) -> Tensor:
+    def float(self: Any) -> Tensor:
         """As f32."""
         return self.astype("f32", copy=False)
 
-    def bfloat16(self: Tensor) -> Tensor:
+    def bfloat16(self: Any) -> Tensor:
         """As bf16."""
         return self.astype("bf16", copy=False)
 
-    def reshape(self: Tensor, *shape: Any) -> Tensor:
+    def reshape(self: Any, *shape: Any) -> Tensor:
         """With other sizes, given as a tuple or one by one; one may be -1."""
         from tilewright.tensor.manipulation import reshape
 
         return reshape(self, _sizes(shape))
 
-    def permute(self: Tensor, *axes: Any) -> Tensor:
+    def permute(self: Any, *axes: Any) -> Tensor:
         from tilewright.tensor.manipulation import permute_dims
 
         return permute_dims(self, _sizes(axes))
 
-    def transpose(self: Tensor, first: int = -2, second: int = -1) -> Tensor:
+    def transpose(self: Any, first: int = -2, second: int = -1) -> Tensor:
         """With two axes exchanged."""
         from tilewright.tensor.manipulation import permute_dims
 
@@ -52,14 +54,14 @@ class Methods:
         order[first], order[second] = order[second], order[first]
         return permute_dims(self, tuple(order))
 
-    def flatten(self: Tensor, start: int = 0, end: int = -1) -> Tensor:
+    def flatten(self: Any, start: int = 0, end: int = -1) -> Tensor:
         """The axes from ``start`` to ``end`` (inclusive) as one."""
         if self.ndim == 0:
             return self.reshape(1)
         first, last = range(self.ndim)[start], range(self.ndim)[end]
         return self.reshape((*self.shape[:first], -1, *self.shape[last + 1 :]))
 
-    def squeeze(self: Tensor, axis: int | tuple[int, ...] | None = None) -> Tensor:
+    def squeeze(self: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
         """Without axes of size 1: ``axis``, or all of them."""
         from tilewright.tensor.manipulation import squeeze
 
@@ -67,180 +69,176 @@ class Methods:
             axis = tuple(i for i, n in enumerate(self.shape) if n == 1)
         return squeeze(self, axis)
 
-    def unsqueeze(self: Tensor, axis: int) -> Tensor:
+    def unsqueeze(self: Any, axis: int) -> Tensor:
         from tilewright.tensor.manipulation import expand_dims
 
         return expand_dims(self, axis=axis)
 
-    def broadcast_to(self: Tensor, *shape: Any) -> Tensor:
+    def broadcast_to(self: Any, *shape: Any) -> Tensor:
         from tilewright.tensor.manipulation import broadcast_to
 
         return broadcast_to(self, _sizes(shape))
 
-    def flip(self: Tensor, axis: int | tuple[int, ...] | None = None) -> Tensor:
+    def flip(self: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
         from tilewright.tensor.manipulation import flip
 
         return flip(self, axis=axis)
 
     # reductions
 
-    def sum(
-        self: Tensor, axis: Axes = None, *, dtype: Any = None, keepdims: bool = False
-    ) -> Tensor:
+    def sum(self: Any, axis: Axes = None, *, dtype: Any = None, keepdims: bool = False) -> Tensor:
         from tilewright.tensor.reductions import sum
 
         return sum(self, axis=axis, dtype=dtype, keepdims=keepdims)
 
-    def prod(
-        self: Tensor, axis: Axes = None, *, dtype: Any = None, keepdims: bool = False
-    ) -> Tensor:
+    def prod(self: Any, axis: Axes = None, *, dtype: Any = None, keepdims: bool = False) -> Tensor:
         from tilewright.tensor.reductions import prod
 
         return prod(self, axis=axis, dtype=dtype, keepdims=keepdims)
 
-    def mean(self: Tensor, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
+    def mean(self: Any, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
         from tilewright.tensor.reductions import mean
 
         return mean(self, axis=axis, keepdims=keepdims)
 
     def var(
-        self: Tensor, axis: Axes = None, *, correction: int | float = 0, keepdims: bool = False
+        self: Any, axis: Axes = None, *, correction: Number = 0, keepdims: bool = False
     ) -> Tensor:
         from tilewright.tensor.reductions import var
 
         return var(self, axis=axis, correction=correction, keepdims=keepdims)
 
     def std(
-        self: Tensor, axis: Axes = None, *, correction: int | float = 0, keepdims: bool = False
+        self: Any, axis: Axes = None, *, correction: Number = 0, keepdims: bool = False
     ) -> Tensor:
         from tilewright.tensor.reductions import std
 
         return std(self, axis=axis, correction=correction, keepdims=keepdims)
 
-    def max(self: Tensor, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
+    def max(self: Any, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
         from tilewright.tensor.reductions import max
 
         return max(self, axis=axis, keepdims=keepdims)
 
-    def min(self: Tensor, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
+    def min(self: Any, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
         from tilewright.tensor.reductions import min
 
         return min(self, axis=axis, keepdims=keepdims)
 
-    def any(self: Tensor, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
+    def any(self: Any, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
         from tilewright.tensor.reductions import any
 
         return any(self, axis=axis, keepdims=keepdims)
 
-    def all(self: Tensor, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
+    def all(self: Any, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
         from tilewright.tensor.reductions import all
 
         return all(self, axis=axis, keepdims=keepdims)
 
-    def argmax(self: Tensor, axis: int | None = None, *, keepdims: bool = False) -> Tensor:
+    def argmax(self: Any, axis: int | None = None, *, keepdims: bool = False) -> Tensor:
         from tilewright.tensor.reductions import argmax
 
         return argmax(self, axis=axis, keepdims=keepdims)
 
-    def argmin(self: Tensor, axis: int | None = None, *, keepdims: bool = False) -> Tensor:
+    def argmin(self: Any, axis: int | None = None, *, keepdims: bool = False) -> Tensor:
         from tilewright.tensor.reductions import argmin
 
         return argmin(self, axis=axis, keepdims=keepdims)
 
-    def softmax(self: Tensor, axis: int = -1) -> Tensor:
+    def softmax(self: Any, axis: int = -1) -> Tensor:
         from tilewright.tensor.reductions import softmax
 
         return softmax(self, axis=axis)
 
-    def log_softmax(self: Tensor, axis: int = -1) -> Tensor:
+    def log_softmax(self: Any, axis: int = -1) -> Tensor:
         from tilewright.tensor.reductions import log_softmax
 
         return log_softmax(self, axis=axis)
 
-    def cumsum(self: Tensor, axis: int | None = None) -> Tensor:
-        from tilewright.tensor.reductions import cumulative_sum
+    def cumsum(self: Any, axis: int | None = None) -> Tensor:
+        from tilewright.tensor.scans import cumulative_sum
 
         return cumulative_sum(self, axis=axis)
 
     # element by element
 
-    def exp(self: Tensor) -> Tensor:
+    def exp(self: Any) -> Tensor:
         from tilewright.tensor.elementwise import exp
 
         return exp(self)
 
-    def log(self: Tensor) -> Tensor:
+    def log(self: Any) -> Tensor:
         from tilewright.tensor.elementwise import log
 
         return log(self)
 
-    def sqrt(self: Tensor) -> Tensor:
+    def sqrt(self: Any) -> Tensor:
         from tilewright.tensor.elementwise import sqrt
 
         return sqrt(self)
 
-    def rsqrt(self: Tensor) -> Tensor:
+    def rsqrt(self: Any) -> Tensor:
         from tilewright.tensor.elementwise import rsqrt
 
         return rsqrt(self)
 
-    def square(self: Tensor) -> Tensor:
+    def square(self: Any) -> Tensor:
         from tilewright.tensor.elementwise import square
 
         return square(self)
 
-    def abs(self: Tensor) -> Tensor:
+    def abs(self: Any) -> Tensor:
         return self.__abs__()
 
-    def sin(self: Tensor) -> Tensor:
+    def sin(self: Any) -> Tensor:
         from tilewright.tensor.elementwise import sin
 
         return sin(self)
 
-    def cos(self: Tensor) -> Tensor:
+    def cos(self: Any) -> Tensor:
         from tilewright.tensor.elementwise import cos
 
         return cos(self)
 
-    def tanh(self: Tensor) -> Tensor:
+    def tanh(self: Any) -> Tensor:
         from tilewright.tensor.elementwise import tanh
 
         return tanh(self)
 
-    def sigmoid(self: Tensor) -> Tensor:
+    def sigmoid(self: Any) -> Tensor:
         from tilewright.tensor.elementwise import sigmoid
 
         return sigmoid(self)
 
-    def relu(self: Tensor) -> Tensor:
+    def relu(self: Any) -> Tensor:
         from tilewright.tensor.elementwise import relu
 
         return relu(self)
 
-    def silu(self: Tensor) -> Tensor:
+    def silu(self: Any) -> Tensor:
         from tilewright.tensor.elementwise import silu
 
         return silu(self)
 
-    def gelu(self: Tensor, approximate: str = "none") -> Tensor:
+    def gelu(self: Any, approximate: str = "none") -> Tensor:
         from tilewright.tensor.elementwise import gelu
 
         return gelu(self, approximate=approximate)
 
-    def clip(self: Tensor, min: Any = None, max: Any = None) -> Tensor:
+    def clip(self: Any, min: Any = None, max: Any = None) -> Tensor:
         from tilewright.tensor.elementwise import clip
 
         return clip(self, min, max)
 
     # protocols of the Array API standard
 
-    def __array_namespace__(self: Tensor, *, api_version: str | None = None) -> Any:
+    def __array_namespace__(self: Any, *, api_version: str | None = None) -> Any:
         """The module that has the functions of the standard: ``tilewright``."""
         from tilewright.tensor.info import namespace
 
         return namespace(api_version)
 
-    def to_device(self: Tensor, device: Any, /, *, stream: int | Any | None = None) -> Tensor:
+    def to_device(self: Any, device: Any, /, *, stream: int | Any | None = None) -> Tensor:
         """The tensor on ``device``: ``"cpu"`` is the only one."""
         from tilewright.tensor.creation import check_device
 
@@ -250,7 +248,7 @@ class Methods:
         return self
 
     def __dlpack__(
-        self: Tensor,
+        self: Any,
         *,
         stream: int | Any | None = None,
         max_version: tuple[int, int] | None = None,
@@ -259,11 +257,9 @@ class Methods:
     ) -> Any:
         from tilewright.tensor.dlpack import export
 
-        return export(
-            self, stream=stream, max_version=max_version, dl_device=dl_device, copy=copy
-        )
+        return export(self, stream=stream, max_version=max_version, dl_device=dl_device, copy=copy)
 
-    def __dlpack_device__(self: Tensor) -> tuple[Any, int]:
+    def __dlpack_device__(self: Any) -> tuple[Any, int]:
         """``(kDLCPU, 0)``."""
         from tilewright.tensor.dlpack import DLDeviceType
 
@@ -271,12 +267,12 @@ class Methods:
 
     # parts
 
-    def __getitem__(self: Tensor, key: Any, /) -> Tensor:
+    def __getitem__(self: Any, key: Any, /) -> Tensor:
         from tilewright.tensor.indexing import getitem
 
         return getitem(self, key)
 
-    def __setitem__(self: Tensor, key: Any, value: Any, /) -> None:
+    def __setitem__(self: Any, key: Any, value: Any, /) -> None:
         from tilewright.tensor.indexing import setitem
 
         setitem(self, key, value)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
+from tilewright.dtypes import DType
 from tilewright.errors import TraceError
 from tilewright.graph import Node
 
@@ -29,6 +30,7 @@ class _Mode(threading.local):
 
     grad: bool = True
     trace: Trace | None = None
+    autocast: DType | None = None  # what products take their f32 operands as
 
 
 mode: Final = _Mode()

@@ -64,9 +64,7 @@ class Generator:
             dtype = state.dtype
             stream = (scalar_node(first, dtype), scalar_node(second, dtype))
             return ops.fold_in(stream, scalar_node(drawn, dtype))
-        words = [
-            views.reshape(views.slice_(state.node, (i,), (1,)), ()) for i in range(3)
-        ]
+        words = [views.reshape(views.slice_(state.node, (i,), (1,)), ()) for i in range(3)]
         one = views.concat(
             [views.broadcast(scalar_node(n, state.dtype), (k,)) for n, k in ((0, 2), (1, 1))], 0
         )
@@ -150,9 +148,7 @@ def truncated_normal(
     generator: Generator | None = None,
 ) -> Tensor:
     """Normal, given that it lies within ``low`` to ``high`` standard deviations of ``mean``."""
-    drawn = ops.truncated_normal(
-        shape_tuple(shape), _key(generator), low, high, _floating(dtype)
-    )
+    drawn = ops.truncated_normal(shape_tuple(shape), _key(generator), low, high, _floating(dtype))
     return _scaled(drawn, std, mean)
 
 
@@ -185,9 +181,7 @@ def bernoulli(
         sizes = p.shape if shape is None else shape_tuple(shape)
         return Tensor(ops.bernoulli(sizes, _key(generator), source(p)))
     sizes = () if shape is None else shape_tuple(shape)
-    return Tensor(
-        ops.bernoulli(sizes, _key(generator), scalar_node(float(p), DEFAULT_FLOAT))
-    )
+    return Tensor(ops.bernoulli(sizes, _key(generator), scalar_node(float(p), DEFAULT_FLOAT)))
 
 
 def randint(
@@ -205,9 +199,7 @@ def randint(
     return Tensor(ops.randint(low, high, shape_tuple(shape), _key(generator), kind))
 
 
-def categorical(
-    logits: Tensor, /, *, axis: int = -1, generator: Generator | None = None
-) -> Tensor:
+def categorical(logits: Tensor, /, *, axis: int = -1, generator: Generator | None = None) -> Tensor:
     """An index (int64) along ``axis`` with probability ``softmax(logits)``."""
     return Tensor(ops.categorical(source(logits), _key(generator), axis))
 

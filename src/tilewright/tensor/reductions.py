@@ -10,10 +10,11 @@ from tilewright.errors import DTypeError, ShapeError
 from tilewright.graph import Node
 from tilewright.ops import reductions as ops
 from tilewright.ops import views
-from tilewright.tensor.core import Tensor, apply, cast_node
+from tilewright.tensor.core import Tensor, apply
 from tilewright.tensor.elementwise import check_tensor, floating
 from tilewright.tensor.manipulation import axes_of, axis_of
 from tilewright.tensor.methods import Axes
+from tilewright.tensor.nodes import cast_node
 from tilewright.tensor.promotion import as_dtype
 
 __all__ = [

@@ -10,9 +10,10 @@ from tilewright.graph import Node, const_node
 from tilewright.ops import elementwise as ew
 from tilewright.ops import scans as ops
 from tilewright.ops import views
-from tilewright.tensor.core import Tensor, apply, cast_node
+from tilewright.tensor.core import Tensor, apply
 from tilewright.tensor.elementwise import check_tensor
 from tilewright.tensor.manipulation import axis_of, concat
+from tilewright.tensor.nodes import cast_node
 from tilewright.tensor.reductions import total_dtype
 
 __all__ = ["cumulative_prod", "cumulative_sum", "diff"]
@@ -89,8 +90,8 @@ def diff(
 
     def step(node: Node) -> Node:
         for _ in range(n):
-            count = node.shape[at]
-            sizes = (*node.shape[:at], max(count - 1, 0), *node.shape[at + 1 :])  # type: ignore[operator,type-var]
+            count: Any = node.shape[at]
+            sizes = (*node.shape[:at], max(count - 1, 0), *node.shape[at + 1 :])
             if count == 0:
                 return node
             starts = [0] * len(sizes)

@@ -9,10 +9,11 @@ import numpy as np
 from tilewright.dtypes import bf16, from_float32
 from tilewright.errors import ShapeError
 from tilewright.ops import sorting as ops
-from tilewright.tensor.core import Tensor, apply, cast_node
+from tilewright.tensor.core import Tensor, apply
 from tilewright.tensor.creation import from_numpy
 from tilewright.tensor.elementwise import check_tensor
 from tilewright.tensor.memory import array_of
+from tilewright.tensor.nodes import cast_node
 from tilewright.tensor.promotion import promoted
 
 __all__ = [

@@ -1,0 +1,41 @@
+"""Nodes as the operations of tensors need them: numbers, casts, copies with an identity."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING
+
+from tilewright.dtypes import DType
+from tilewright.graph import Node, const_node, data_node, scalar_node
+from tilewright.ops import elementwise as ew
+from tilewright.tensor.modes import mode
+from tilewright.tensor.promotion import Number
+
+if TYPE_CHECKING:
+    from tilewright.tensor.core import Tensor
+
+__all__ = ["cast_node", "fresh", "number_node", "own"]
+
+
+def fresh(node: Node) -> Node:
+    """A node of the same value and another identity."""
+    if node.value is not None and mode.trace is None:  # a trace has to see where it comes from
+        return data_node(node.value)
+    return Node("reshape", (node,), node.shape, node.dtype, {"shape": node.shape})
+
+
+def own(node: Node, tensor: Tensor) -> None:
+    """Note that ``tensor`` is the one whose value ``node`` is."""
+    node.owner = weakref.ref(tensor)
+
+
+def number_node(value: Number, dtype: DType) -> Node:
+    """A 0-d node of a user's number: of the two bools part of the program, else handed to it."""
+    return const_node(value, dtype) if dtype.kind == "b" else scalar_node(value, dtype)
+
+
+def cast_node(node: Node, dtype: DType) -> Node:
+    """``node`` as ``dtype``; a number changes its dtype where it stands."""
+    if node.op == "scalar" and dtype.is_float:
+        return scalar_node(float(node.attrs["value"]), dtype)
+    return ew.cast(node, dtype)
