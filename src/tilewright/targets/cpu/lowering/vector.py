@@ -109,6 +109,41 @@ class Vector:
     def select(self, condition: str, a: str, b: str) -> str:
         return self.em.op(f"select {self.flag} {condition}, {self.type} {a}, {self.type} {b}")
 
+    # --- sums and products with their errors ---
+
+    def two_sum(self, a: str, b: str) -> tuple[str, str]:
+        """``a + b`` and what its rounding lost (Knuth)."""
+        total = self.add(a, b)
+        kept = self.sub(total, a)
+        return total, self.add(self.sub(a, self.sub(total, kept)), self.sub(b, kept))
+
+    def ordered_sum(self, a: str, b: str) -> tuple[str, str]:
+        """``a + b`` and what its rounding lost, for |a| >= |b| or a = 0 (Dekker)."""
+        total = self.add(a, b)
+        return total, self.add(self.sub(a, total), b)
+
+    def two_product(self, a: str, b: str) -> tuple[str, str]:
+        """``a * b`` and what its rounding lost (f64; Dekker and Veltkamp without an FMA)."""
+        product = self.mul(a, b)
+        if self.machine.has_fma:
+            return product, self.fma(a, b, self.neg(product))
+        (a1, a2), (b1, b2) = self._halves(a), self._halves(b)
+        error = self.sub(self.mul(a1, b1), product)
+        error = self.add(self.add(error, self.mul(a1, b2)), self.mul(a2, b1))
+        return product, self.add(error, self.mul(a2, b2))
+
+    def _halves(self, a: str) -> tuple[str, str]:
+        shifted = self.mul(a, self.constant(134217729.0))  # 2^27 + 1
+        high = self.sub(shifted, self.sub(shifted, a))
+        return high, self.sub(a, high)
+
+    def remainder_of(self, a: str, quotient: str, b: str) -> str:
+        """``a - quotient * b`` rounded once, where that is small against ``a``."""
+        if self.machine.has_fma:
+            return self.fma(self.neg(quotient), b, a)
+        high, low = self.two_product(quotient, b)
+        return self.sub(self.sub(a, high), low)
+
     # --- bits ---
 
     def bits(self, a: str) -> str:
@@ -122,6 +157,15 @@ class Vector:
 
     def isub(self, a: str, b: str) -> str:
         return self.em.op(f"sub {self.itype} {a}, {b}")
+
+    def iand(self, a: str, b: str) -> str:
+        return self.em.op(f"and {self.itype} {a}, {b}")
+
+    def lshr(self, a: str, b: str) -> str:
+        return self.em.op(f"lshr {self.itype} {a}, {b}")
+
+    def iselect(self, condition: str, a: str, b: str) -> str:
+        return self.em.op(f"select {self.flag} {condition}, {self.itype} {a}, {self.itype} {b}")
 
     def shl(self, a: str, b: str) -> str:
         return self.em.op(f"shl {self.itype} {a}, {b}")
@@ -138,6 +182,16 @@ class Vector:
         return self.sub(self.unbits(shifted), self.constant(6755399441055744.0))
 
     # --- conditions ---
+
+    def any(self, condition: str) -> str:
+        """Whether a condition holds in any lane (i1)."""
+        if self.width == 1:
+            return condition
+        name = f"llvm.vector.reduce.or.v{self.width}i1"
+        return self.em.call(name, "i1", [(self.flag, condition)])
+
+    def either(self, a: str, b: str) -> str:
+        return self.em.op(f"or {self.flag} {a}, {b}")
 
     def both(self, a: str, b: str) -> str:
         return self.em.op(f"and {self.flag} {a}, {b}")
