@@ -95,8 +95,8 @@ def elementwise(
         for x in inputs:
             if x.dtype.kind not in kinds or x.dtype is not dtype or x.dtype.bits < least_bits:
                 raise _wrong_dtype(name, x.dtype, dtype, kinds, least_bits)
-            if x.shape != shape:
-                shape = broadcast_shapes(shape, x.shape)
+            if x.shape != shape and x.shape:  # numbers are the usual other shape
+                shape = broadcast_shapes(shape, x.shape) if shape else x.shape
         return shape, result or dtype
 
     return register(
