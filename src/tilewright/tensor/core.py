@@ -43,6 +43,7 @@ __all__ = [
     "number_node",
     "own",
     "realize",
+    "realize_along",
     "source",
     "wrap",
 ]
@@ -597,12 +598,27 @@ def _same_kind(given: DType, wanted: DType) -> bool:
 # realising
 
 
+def realize_along(tensor: Tensor) -> None:
+    """Compute ``tensor`` together with whatever is computed next.
+
+    For state that changes as a by-product (running statistics): on its own it would cost the work
+    it shares with the rest a second time, and left alone it would keep its history alive.
+    """
+    if mode.trace is None:
+        mode.along = [*(mode.along or ()), weakref.ref(tensor)]
+
+
 def realize(*tensors: Tensor) -> None:
     """Compute the values of ``tensors`` in one program."""
     pending = [t for t in tensors if t.node.value is None]
     if pending:
         if mode.trace is not None:
             raise trace_error("realize()", pending[0])
+        if mode.along:
+            more = [t for ref in mode.along if (t := ref()) is not None]
+            mode.along = None
+            tensors += tuple(more)
+            pending += [t for t in more if t.node.value is None]
         realize_nodes([t.node for t in pending])
     for t in tensors:
         _settle(t)

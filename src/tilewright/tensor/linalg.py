@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from tilewright.dtypes import bf16, f16, f32
 from tilewright.errors import DTypeError, ShapeError
 from tilewright.graph import Node
 from tilewright.ops import elementwise as ew
@@ -14,6 +15,7 @@ from tilewright.ops.gemm import bmm
 from tilewright.tensor.core import Tensor, source, wrap
 from tilewright.tensor.elementwise import check_tensor
 from tilewright.tensor.manipulation import axis_of, matrix_transpose
+from tilewright.tensor.modes import mode
 from tilewright.tensor.nodes import cast_node
 from tilewright.tensor.promotion import promoted
 
@@ -31,13 +33,33 @@ def _pair(name: str, x1: Tensor, x2: Tensor) -> tuple[Node, Node]:
     return a, b
 
 
+_NARROWED = (f32, f16, bf16)  # what autocast casts
+
+
+def _operands(x1: Tensor, x2: Tensor) -> tuple[Node, Node]:
+    """The nodes of a product, in a common dtype or as autocast wants them."""
+    kind = mode.autocast
+    if kind is None or x1.dtype not in _NARROWED or x2.dtype not in _NARROWED:
+        return _pair("matmul", x1, x2)
+    a, b = source(x1), source(x2)
+    if kind is bf16 and f16 not in (a.dtype, b.dtype):
+        return a, b  # f32 is rounded to bf16 while it is read
+    return cast_node(a, kind), cast_node(b, kind)
+
+
+def _product(a: Node, b: Node) -> Node:
+    if mode.autocast is bf16 and {a.dtype, b.dtype} <= {f32, bf16}:
+        return bmm(a, b, compute=bf16, out_dtype=bf16)
+    return bmm(a, b)
+
+
 def matmul(x1: Tensor, x2: Tensor, /) -> Tensor:
     """The product of matrices, stacks of matrices and vectors.
 
     (..., m, k) times (..., k, n) gives (..., m, n), stacks broadcast; a vector on the left is a
     row, on the right a column, and its axis is gone from the result.
     """
-    a, b = _pair("matmul", x1, x2)
+    a, b = _operands(x1, x2)
     if not a.shape or not b.shape:
         raise ShapeError(f"matmul wants axes, got shapes {a.shape} and {b.shape}: use multiply()")
     row, column = len(a.shape) == 1, len(b.shape) == 1
@@ -56,10 +78,10 @@ def matmul(x1: Tensor, x2: Tensor, /) -> Tensor:
         rows: Any = 1
         for n in stack:
             rows *= n
-        tall = bmm(views.reshape(a, (rows, a.shape[-1])), b)
+        tall = _product(views.reshape(a, (rows, a.shape[-1])), b)
         node = views.reshape(tall, (*stack, b.shape[-1]))
     else:
-        node = bmm(a, b)
+        node = _product(a, b)
     if row or column:
         kept = (
             node.shape[:-2]

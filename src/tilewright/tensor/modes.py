@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -31,6 +32,7 @@ class _Mode(threading.local):
     grad: bool = True
     trace: Trace | None = None
     autocast: DType | None = None  # what products take their f32 operands as
+    along: list[weakref.ref[Tensor]] | None = None  # to be computed with the next values asked for
 
 
 mode: Final = _Mode()
