@@ -28,7 +28,7 @@ from tilewright.lang import (
     dot,
     exp2,
     expand_dims,
-    f32,
+    f64,
     fma,
     i32,
     i64,
@@ -65,11 +65,11 @@ def flash_row_statistics(out: Array, dout: Array, lse: Array, dlse: Arrays, stat
 
 
 def _scores(
-    qs, dos, kt, vt, ps, dss, masks, stats, b, h, t0, k0, tk, c, begin, EDGE, CAUSAL, DP, W, R, N, T
+    qs, dos, kt, vt, ps, dss, masks, stats, b, h, t0, k0, tk, ahead, c, begin, EDGE, DP, W, R, N, T
 ):
     """P and dS of queries begin : R by keys c : c + W into ps and dss, N queries at a time.
 
-    With EDGE keys from tk on, and under a causal mask those behind a query, are left out.
+    With EDGE keys from tk on, and those more than ``ahead`` behind a query, are left out.
     """
     for r in range(begin, R, N):
         s = dot(qs[r : r + N, 0:DP], kt[0:DP, c : c + W], zeros((N, W), T))
@@ -81,9 +81,7 @@ def _scores(
                 s = s + bias.to(T) * LOG2E
         if EDGE:
             # one past the last key that each query sees, counted from k0 + c
-            end = tl.full((N,), tk - k0 - c, i64)
-            if CAUSAL:
-                end = tl.minimum(end, t0 + r + 1 - k0 - c + arange(N))
+            end = tl.minimum(t0 + r + 1 + ahead + arange(N), tk) - k0 - c
             end = tl.minimum(end, W).to(i32)
             s = where(expand_dims(arange(W).to(i32), 0) < expand_dims(end, 1), s, -math.inf)
         # rows beyond the end have lse = inf and so no probability
@@ -144,11 +142,12 @@ def flash_backward(
     dq: Array,
     dk: Array,
     dv: Array,
-    scale: f32,
+    scale: f64,
+    group: i64,
+    ahead: i64,
     step: i64,
     pieces: i64,
     size: i64,
-    G: Const,
     DP: Const,
     DW: Const,
     KB: Const,
@@ -156,10 +155,11 @@ def flash_backward(
     EW: Const,
     N: Const,
     R: Const,
-    CAUSAL: Const,
     T: Const,
 ):
     """dq (B, H, Tq, D), dk and dv (B, Hkv, Tk, D) from stats (2, B, H, Tq).
+
+    ``ahead`` is a multiple of 16; it and ``group`` are those of the forward kernel.
 
     Program (n, h, b) of launch ``step`` takes piece n of the keys and piece (n + step) % pieces of
     the queries, ``size`` long each, so no two programs of a launch write to one place. The first
@@ -181,44 +181,35 @@ def flash_backward(
     ps = scratch((R, KB), T)
     dss = scratch((R, KB), T)
     if step == 0:
-        for g in range(G):
+        for g in range(group):
             for t in range(first_q, tq):
                 for d in range(0, DP, 16):
-                    dq[b, kv * G + g, t, d : d + 16] = zeros((16,), T)
+                    dq[b, kv * group + g, t, d : d + 16] = zeros((16,), T)
     for k0 in range(piece * size, tk, KB):
         _pack_transposed(k, b, kv, k0, kt, T, DP, KB)
         _pack_transposed(v, b, kv, k0, vt, T, DP, KB)
-        pack_rows(k, b, kv, k0, ks, scale, T, DP, KB)
+        pack_rows(k, b, kv, k0, ks, scale.to(T), T, DP, KB)
         for d in range(DP):
             dkt[d, 0:KB] = zeros((KB,), T)
             dvt[d, 0:KB] = zeros((KB,), T)
-        begin = first_q
-        if CAUSAL:
-            begin = tl.maximum(first_q, k0 // R * R)
-        for g in range(G):
-            h = kv * G + g
+        begin = tl.maximum(first_q, tl.maximum(k0 - ahead, 0) // R * R)
+        for g in range(group):
+            h = kv * group + g
             for t0 in range(begin, tq, R):
-                pack_rows(q, b, h, t0, qs, scale * LOG2E, T, DP, R)
+                pack_rows(q, b, h, t0, qs, (scale * LOG2E).to(T), T, DP, R)
                 pack_rows(dout, b, h, t0, dos, 1.0, T, DP, R)
-                edge = k0 + KB > tk
-                if CAUSAL:
-                    edge = edge or k0 + KB - 1 > t0
-                if edge:
+                if (k0 + KB > tk) | (k0 + KB > t0 + 1 + ahead):
                     for c in range(0, KB, EW):
                         # queries before a key's position have no part in it
-                        r0 = 0
-                        if CAUSAL:
-                            r0 = tl.minimum(tl.maximum(k0 + c - t0, 0), R)
+                        r0 = tl.minimum(tl.maximum(k0 + c - t0 - ahead, 0), R)
                         _scores(
-                            qs, dos, kt, vt, ps, dss, masks, stats, b, h, t0, k0, tk, c, r0,
-                            True, CAUSAL, DP, EW, R, 8, T,
+                            qs, dos, kt, vt, ps, dss, masks, stats, b, h, t0, k0, tk, ahead, c,
+                            r0, True, DP, EW, R, 8, T,
                         )  # fmt: skip
                         _transposed_product(dos, ps, dvt, c, r0, DP, EW, R, 8)
                         _transposed_product(qs, dss, dkt, c, r0, DP, EW, R, 8)
                     for r in range(0, R, 8):
-                        keys = KB
-                        if CAUSAL:
-                            keys = tl.minimum(KB, t0 + r + 8 - k0)
+                        keys = tl.minimum(KB, t0 + r + 8 + ahead - k0)
                         for d in range(0, DP, DW):
                             acc = dq[b, h, t0 + r : t0 + r + 8, d : d + DW]
                             for j in range(0, keys, EW):
@@ -229,8 +220,8 @@ def flash_backward(
                 else:
                     for c in range(0, KB, KW):
                         _scores(
-                            qs, dos, kt, vt, ps, dss, masks, stats, b, h, t0, k0, tk, c, 0,
-                            False, CAUSAL, DP, KW, R, N, T,
+                            qs, dos, kt, vt, ps, dss, masks, stats, b, h, t0, k0, tk, ahead, c,
+                            0, False, DP, KW, R, N, T,
                         )  # fmt: skip
                         _transposed_product(dos, ps, dvt, c, 0, DP, KW, R, N)
                         _transposed_product(qs, dss, dkt, c, 0, DP, KW, R, N)

@@ -23,9 +23,10 @@ from tilewright.lang import (
     dot,
     exp2,
     expand_dims,
-    f32,
+    f64,
     fma,
     i32,
+    i64,
     log2,
     num_programs,
     program_id,
@@ -36,7 +37,10 @@ from tilewright.lang import (
 )
 from tilewright.runtime.launch import kernel
 
-__all__ = ["LOG2E", "flash_forward"]
+__all__ = ["CAUSAL", "EVERYTHING", "LOG2E", "flash_forward"]
+
+CAUSAL = 0
+EVERYTHING = 1 << 32  # more than any length
 
 LOG2E = math.log2(math.e)
 LN2 = math.log(2.0)
@@ -61,19 +65,17 @@ def plus(a, b):
 
 def _block(
     ks, vs, st, qt, ot, tops, totals, masks, b, h, g, lane, q0, k0, tk,
-    EDGE, CAUSAL, DP, QW, KB, ROWS, T,
+    ahead, EDGE, DP, QW, KB, ROWS, T,
 ):  # fmt: skip
     """One block of KB keys for QW queries, those from ``lane`` on of group g; q0 is the first.
 
-    With EDGE keys from tk on, and under a causal mask those behind a query, are left out.
+    With EDGE keys from tk on, and those more than ``ahead`` behind a query, are left out.
     """
     before = tops[g, lane : lane + QW]
     top = before
     count = KB
     if EDGE:
-        count = tl.minimum(KB, tk - k0)
-        if CAUSAL:
-            count = tl.minimum(count, q0 + QW - k0)
+        count = tl.minimum(KB, tl.minimum(tk, q0 + QW + ahead) - k0)
     for j in range(0, count, ROWS):
         s = dot(ks[j : j + ROWS, 0:DP], qt[g, 0:DP, lane : lane + QW], zeros((ROWS, QW), T))
         for mask in unroll(masks):
@@ -85,7 +87,7 @@ def _block(
         if EDGE:
             # the first query that sees each key, counted from q0
             key = k0 + j + arange(ROWS)
-            first = where(key < tk, tl.maximum(key - q0, 0) if CAUSAL else 0, QW).to(i32)
+            first = where(key < tk, tl.maximum(key - q0 - ahead, 0), QW).to(i32)
             s = where(expand_dims(arange(QW).to(i32), 0) >= expand_dims(first, 1), s, -math.inf)
         st[j : j + ROWS, 0:QW] = s
         top = larger(fold_rows(s, larger), top)
@@ -121,26 +123,27 @@ def flash_forward(
     masks: Arrays,
     out: Array,
     lse: Array,
-    scale: f32,
-    G: Const,
+    scale: f64,
+    group: i64,
+    ahead: i64,
     DP: Const,
     QW: Const,
     EW: Const,
     GROUPS: Const,
     KB: Const,
     ROWS: Const,
-    CAUSAL: Const,
     T: Const,
 ):
     """out (B, H, Tq, D), lse (B, H, Tq): one block of GROUPS x QW queries of a head per program.
 
-    Masks come as (B, H, Tk, Tq). The last block, with the most keys under a causal mask, is the
-    first program, so that short ones fill up the end.
+    Query i sees the keys up to i + ``ahead`` (:data:`CAUSAL` or :data:`EVERYTHING`), ``group``
+    query heads share a head of k and v, and masks come as (B, H, Tk, Tq). The last block, with the
+    most keys under a causal mask, is the first program, so that short ones fill up the end.
     """
     first = (num_programs(0) - 1 - program_id(0)) * (QW * GROUPS)
     h = program_id(1)
     b = program_id(2)
-    kv = h // G
+    kv = h // group
     tq = q.shape[2]
     tk = k.shape[2]
     qt = scratch((GROUPS, DP, QW), T)
@@ -154,38 +157,28 @@ def flash_forward(
         for r in range(0, QW, 8):
             for d in range(0, DP, 16):
                 x = q[b, h, first + g * QW + r : first + g * QW + r + 8, d : d + 16].to(T)
-                qt[g, d : d + 16, r : r + 8] = x.T * (scale * LOG2E)
+                qt[g, d : d + 16, r : r + 8] = x.T * (scale * LOG2E).to(T)
         for d in range(DP):
             ot[g, d, 0:QW] = zeros((QW,), T)
         tops[g, 0:QW] = tl.full((QW,), -math.inf, T)
         totals[g, 0:QW] = zeros((QW,), T)
-    last = tk
-    if CAUSAL:
-        last = tl.minimum(tk, tl.minimum(first + GROUPS * QW, tq))
+    last = tl.minimum(tk, tl.minimum(first + GROUPS * QW, tq) + ahead)
     for k0 in range(0, last, KB):
         pack_rows(k, b, kv, k0, ks, 1.0, T, DP, KB)
         pack_rows(v, b, kv, k0, vs, 1.0, T, DP, KB)
-        start = 0
-        if CAUSAL:
-            start = tl.maximum(k0 - first, 0) // QW
-        for g in range(start, GROUPS):
+        for g in range(tl.maximum(k0 - first - ahead, 0) // QW, GROUPS):
             q0 = first + g * QW
-            whole = k0 + KB <= tk
-            if CAUSAL:
-                whole = whole and k0 + KB <= q0 + 1
+            whole = (k0 + KB <= tk) & (k0 + KB <= q0 + 1 + ahead)
             if whole:
                 _block(
                     ks, vs, st, qt, ot, tops, totals, masks, b, h, g, 0, q0, k0, tk,
-                    False, CAUSAL, DP, QW, KB, ROWS, T,
+                    ahead, False, DP, QW, KB, ROWS, T,
                 )  # fmt: skip
             else:
-                lane = 0
-                if CAUSAL:
-                    lane = tl.maximum(k0 - q0, 0) // EW * EW
-                for e in range(lane, QW, EW):
+                for e in range(tl.maximum(k0 - q0 - ahead, 0) // EW * EW, QW, EW):
                     _block(
                         ks, vs, st, qt, ot, tops, totals, masks, b, h, g, e, q0 + e, k0, tk,
-                        True, CAUSAL, DP, EW, KB, 8, T,
+                        ahead, True, DP, EW, KB, 8, T,
                     )  # fmt: skip
     for g in range(GROUPS):
         q0 = first + g * QW

@@ -78,7 +78,12 @@ def flash_attention_packed_backward(
 ) -> Node:
     """The gradient of qkv: one array like it, from the results and their cotangents."""
     inputs = [n for n in (qkv, out, lse, dout, dlse, mask) if n is not None]
-    attrs: dict[str, Any] = {"heads": heads, "causal": causal, "scale": scale, "has_dlse": dlse is not None}
+    attrs: dict[str, Any] = {
+        "heads": heads,
+        "causal": causal,
+        "scale": scale,
+        "has_dlse": dlse is not None,
+    }
     return make(f"{_OP}_backward", *inputs, **attrs)
 
 

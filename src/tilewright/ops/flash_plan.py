@@ -13,7 +13,7 @@ from tilewright.ops.flash_backward_kernels import (
     flash_row_statistics,
     round_rows,
 )
-from tilewright.ops.flash_kernels import flash_forward
+from tilewright.ops.flash_kernels import CAUSAL, EVERYTHING, flash_forward
 from tilewright.runtime.buffers import Buffer
 
 __all__ = ["Sizes", "accumulator", "backward_calls", "by_heads", "forward_calls"]
@@ -116,18 +116,17 @@ def forward_calls(
     sizes = Sizes.of(q, k)
     dtype = accumulator(q.dtype)
     blocks = _forward_blocks(sizes, dtype)
-    consts = _consts(sizes, dtype, causal, blocks)
+    consts = _consts(sizes, dtype, blocks)
     n = -(-sizes.queries // (blocks["QW"] * blocks["GROUPS"]))
     views = tuple(_mask_view(m, sizes, transposed=True) for m in masks)
-    args = (q, k, v, views, out, lse, scale)
+    group, ahead = sizes.heads // sizes.kv_heads, CAUSAL if causal else EVERYTHING
+    args = (q, k, v, views, out, lse, scale, group, ahead)
     return [KernelCall(flash_forward, (n, sizes.heads, sizes.batch), args, consts)]
 
 
-def _consts(sizes: Sizes, dtype: DType, causal: bool, blocks: dict[str, int]) -> dict[str, Any]:
+def _consts(sizes: Sizes, dtype: DType, blocks: dict[str, int]) -> dict[str, Any]:
     return {
-        "G": sizes.heads // sizes.kv_heads,
         "DP": _padded(sizes.head_dim),
-        "CAUSAL": causal,
         "T": dtype,
         **blocks,
     }
@@ -178,9 +177,11 @@ def backward_calls(
             {"T": dtype},
         )
     ]
-    consts = _consts(sizes, dtype, causal, blocks)
+    consts = _consts(sizes, dtype, blocks)
     views = tuple(_mask_view(m, sizes, transposed=False) for m in masks)
     pieces, size = _pieces(sizes, max(blocks["KB"], blocks["R"]))
+    group, ahead = sizes.heads // sizes.kv_heads, CAUSAL if causal else EVERYTHING
+    args = (q, k, v, views, dout, stats, *(sums or grads), scale, group, ahead)
     for step in range(pieces):
         # under a causal mask no query of an earlier piece sees a later piece's keys
         programs = pieces - step if causal else pieces
@@ -188,7 +189,7 @@ def backward_calls(
             KernelCall(
                 flash_backward,
                 (programs, sizes.kv_heads, sizes.batch),
-                (q, k, v, views, dout, stats, *(sums or grads), scale, step, pieces, size),
+                (*args, step, pieces, size),
                 consts,
             )
         )
