@@ -67,7 +67,10 @@ def test_what_training_reports(run: Run, tmp_path: Path) -> None:
     assert "note: the texts have no more pairs; 300 tokens were wanted" in err
     args = ("train", tmp_path / "a.txt", "--characters", "--special", "", "-q")
     assert run(*args, "-o", tmp_path / "c.json") == (0, "", "")
-    assert run("show", tmp_path / "c.json", "--all")[1] == "0\t'a'\n1\t'b'\n"
+    assert run("export", tmp_path / "c.json", tmp_path / "c.gguf") == (0, "", "")
+    assert run("export", tmp_path / "c.gguf", tmp_path / "again.gguf") == (0, "", "")
+    for file in ("c.json", "c.gguf", "again.gguf"):
+        assert run("show", tmp_path / file, "--all")[1] == "0\t'a'\n1\t'b'\n"
 
 
 def test_show(run: Run, trained: Path) -> None:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from tilewright.cli.common import guarded, table
@@ -221,7 +222,10 @@ def _read(path: Path) -> dict[str, Any]:
     from tilewright.formats.gguf import open_gguf
 
     with open_gguf(path) as file:
-        return {k: v for k, v in file.metadata.items() if k.startswith("tokenizer.")}
+        found = {k: v for k, v in file.metadata.items() if k.startswith("tokenizer.")}
+    if found.get("tokenizer.ggml.merges") == []:
+        found["tokenizer.ggml.merges"] = np.array([], np.str_)  # writable again, being typed
+    return found
 
 
 def _load(path: Path) -> Any:

@@ -100,12 +100,13 @@ def _metadata(content: Any) -> dict[str, Any]:
                     "left out",
                     stacklevel=4,
                 )
+    merges = [_merge(entry) for entry in model.get("merges") or []]
     metadata: dict[str, Any] = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": pre,
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.merges": [_merge(entry) for entry in model.get("merges") or []],
+        "tokenizer.ggml.merges": merges or np.array([], np.str_),
     }
     first, last = _template(content.get("post_processor"))
     specials = [entry["content"] for entry in added if entry.get("special") is True]

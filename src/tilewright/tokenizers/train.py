@@ -172,7 +172,8 @@ def _metadata(
         "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.merges": merges,
+        # a NumPy array knows that it is one of texts when it is empty, too
+        "tokenizer.ggml.merges": merges or np.array([], np.str_),
     }
     for role, token in zip(("bos", "eos"), begin_and_end(special)):
         if token is not None:

@@ -287,6 +287,8 @@ def _strings(metadata: Mapping[str, Any], key: str, *, required: bool) -> Sequen
     value = metadata.get(key)
     if value is None and required:
         raise FormatError(f"{key!r} is missing")
+    if isinstance(value, np.ndarray) and value.dtype.kind == "U" and value.ndim == 1:
+        return [str(text) for text in value]
     if not isinstance(value, list | tuple) or not all(map(str.__instancecheck__, value)):
         raise FormatError(f"{key!r} is not an array of strings")
     return value

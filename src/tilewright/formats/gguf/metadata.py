@@ -167,6 +167,8 @@ def _default_item_type(values: Any) -> ValueType:
 
 
 def _numpy_type(dtype: np.dtype) -> ValueType:
+    if dtype.kind == "U":
+        return ValueType.STRING
     for type_ in ValueType:
         if type_.numpy is not None and type_.numpy == dtype.newbyteorder("<"):
             return type_
