@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 
-from tilewright.dtypes import DType, bf16, boolean, f16, f32
+from tilewright.dtypes import DType, bf16, boolean, f16, f32, from_float32, to_float32
 from tilewright.errors import ShapeError
 from tilewright.graph import Node, Shape, shape_of
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.gemm_calls import Plan, plan_product, product_calls, workspace_of
 from tilewright.ops.table import OpDef, make, register
+from tilewright.ops.views import permute, sum_to
 
 __all__ = ["bmm"]
 
@@ -94,25 +96,36 @@ def _reference(
 
 def _rounded(x: np.ndarray) -> np.ndarray:
     """f32 values rounded to what bf16 can hold."""
-    from tilewright.dtypes import from_float32, to_float32
-
     return to_float32(from_float32(x))
 
 
 def _is_turned(node: Node) -> bool:
-    """Whether y^T = b^T a^T is made instead, so that lanes run along the longer axis."""
-    m, n = node.shape[-2:]
-    return n < 16 and m >= 2 * n and node.attrs.get("epilogue") is None  # type: ignore[operator]
+    """Whether y^T = b^T a^T is made instead, so that lanes run along the longer axis.
+
+    With more than one column that pays only where columns of y are written rarely.
+    """
+    m, n, k = _sizes(node)
+    if node.attrs.get("epilogue") is not None or m < 2 * n:
+        return False
+    return n == 1 or (16 < n < 96 and n % 16 != 0 and k > 2 * m)
+
+
+def _sizes(node: Node) -> tuple[int, int, int]:
+    """m, n and k."""
+    m, n, k = node.shape[-2], node.shape[-1], node.inputs[0].shape[-1]
+    return cast(int, m), cast(int, n), cast(int, k)
 
 
 def _plan(node: Node) -> Plan:
     a, b = node.inputs[:2]
-    m, n, k = node.shape[-2], node.shape[-1], a.shape[-1]
+    m, n, k = _sizes(node)
     if _is_turned(node):
         m, n, a, b = n, m, b, a
-    batch = math.prod(node.shape[:-2])  # type: ignore[arg-type]
+    batch = math.prod(cast(tuple[int, ...], node.shape[:-2]))
     dtypes = (a.dtype, b.dtype, node.dtype)
-    return plan_product(m, k, n, batch, dtypes, node.attrs.get("compute"))  # type: ignore[arg-type]
+    plan = plan_product(m, k, n, batch, dtypes, node.attrs.get("compute"))
+    # Columns of the output would be read and written again for every chunk.
+    return replace(plan, keep_sums=plan.chunks > 1) if _is_turned(node) else plan
 
 
 def _workspace(node: Node) -> Sequence[tuple[DType, Shape]]:
@@ -144,20 +157,12 @@ def _gradient(node: Node, grad: Node) -> Sequence[Node | None]:
     compute = bf16 if bf16 in (a.dtype, b.dtype, node.attrs.get("compute")) else None
     da = bmm(grad, _transposed(b), out_dtype=a.dtype, compute=compute)
     db = bmm(_transposed(a), grad, out_dtype=b.dtype, compute=compute)
-    return _sum_to(da, a.shape), _sum_to(db, b.shape)
+    return sum_to(da, a.shape), sum_to(db, b.shape)
 
 
 def _transposed(x: Node) -> Node:
-    from tilewright.ops.views import permute
-
     n = len(x.shape)
     return permute(x, (*range(n - 2), n - 1, n - 2))
-
-
-def _sum_to(x: Node, shape: Shape) -> Node:
-    from tilewright.ops.reductions import sum_to
-
-    return x if x.shape == shape else sum_to(x, shape)
 
 
 register(OpDef("bmm", _infer, _reference, calls=_calls, workspace=_workspace, gradient=_gradient))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tilewright.dtypes import DType, bf16, f32, f64, i32, i64, u32
+from tilewright.dtypes import DType, bf16, f32, f64, i32, i64, u32, u64
 from tilewright.graph import Shape
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.gemm_kernels import PANEL, ROWS, gemm_blocked, gemm_direct, pack_panels
@@ -23,9 +23,10 @@ __all__ = ["Plan", "plan_product", "product_calls", "split_batches", "workspace_
 _MAX_CHUNK = 400  # words of k: a block's rows are copied, a panel's words wait in the L1 cache
 _PROGRAMS = 4  # at least, so that two threads end at about the same time
 _SMALL = 64**3  # multiply-adds that are not worth packing
-_FEW_ROWS = 32  # rows over which packing b would not pay
+_FEW_ROWS = 16  # rows over which packing b would not pay
 _PACK_FIRST_ROWS = 512  # rows from which b is packed once for all of them...
-_PACK_FIRST_BYTES = 8 << 20  # ...if it then stays in the last cache
+_PACK_FIRST_BYTES = 8 << 20  # ...if it then stays in the last cache; twice the rows: anyway
+_NO_CHANGE = {u32: 0x80008000, u64: 0x8000000080000000}  # pairs of -0.0
 
 
 @dataclass(frozen=True)
@@ -70,22 +71,40 @@ def plan_product(
     pairs = compute is bf16 or dtypes[0] is dtypes[1] is bf16
     word = u32 if pairs else accumulate
     panel = PANEL if accumulate.bits == 32 else PANEL // 2
+    if n < 3 * panel and 0 < n % panel <= panel // 2:
+        panel //= 2  # fewer columns in vain outweigh more reads per multiply-add
     words = -(-k // 2) if pairs else k
     chunk, chunks = _cut(max(words, 1))
-    pack_first = (
-        batch == 1
-        and m >= _PACK_FIRST_ROWS
-        and chunk * chunks * n * word.nbytes <= _PACK_FIRST_BYTES
-    )
+    packed_bytes = chunk * chunks * n * word.nbytes
+    fits = packed_bytes <= _PACK_FIRST_BYTES or m >= 2 * _PACK_FIRST_ROWS
+    pack_first = batch == 1 and m >= _PACK_FIRST_ROWS and fits
     most = (256 if pack_first else 384) * 4 // accumulate.nbytes
-    blocks = max(1, -(-m // most))
-    rows = m if m <= ROWS else min(most, _round_up(-(-m // blocks), ROWS if m <= 64 else 32))
-    groups = max(1, -(-_PROGRAMS // max(blocks * batch, 1)))
-    panels = max(1, -(-n // (panel * groups)))
+    rows, panels = _blocks(m, n, batch, most, panel)
     return Plan(
         m, k, n, accumulate, word, rows, min(ROWS, rows), chunk, chunks, panel, panels,
         pack_first, chunks > 1 and dtypes[2] is not accumulate,
     )  # fmt: skip
+
+
+def _blocks(m: int, n: int, batch: int, most: int, panel: int) -> tuple[int, int]:
+    """Rows and panels of a program: as little copying as leaves work for two threads.
+
+    A program copies its rows of a and its columns of b, so few columns per program make the copies
+    of a dear and few rows those of b.
+    """
+    if m <= ROWS:
+        return m, max(1, -(-n // (panel * max(1, -(-_PROGRAMS // max(batch, 1))))))
+    fewest = -(-m // most)
+    best: tuple[float, int, int] | None = None
+    for blocks in range(fewest, fewest + 4):
+        rows = min(most, _round_up(-(-m // blocks), ROWS if m <= 64 else 32))
+        groups = max(1, -(-_PROGRAMS // max(-(-m // rows) * batch, 1)))
+        panels = max(1, -(-n // (panel * groups)))
+        cost = 1 / rows + 1 / (panels * panel)
+        if best is None or cost < best[0]:
+            best = cost, rows, panels
+    assert best is not None
+    return best[1:]
 
 
 def accumulator(dtype: DType) -> DType:
@@ -148,7 +167,7 @@ def product_calls(
 
 
 def _is_direct(plan: Plan, b: Buffer) -> bool:
-    """Whether b's rows can be read where they are, and copying them would not pay."""
+    """Whether b's rows can be read where they are, and copying would not pay."""
     if b.strides[-1] != 1 and plan.n > 1:
         return False
     return plan.m <= _FEW_ROWS or plan.m * plan.n * plan.k <= _SMALL
@@ -202,7 +221,7 @@ def _blocked_calls(
         consts = {**words, "PAIRS": b_pairs, "BT": b_turned}
         calls.append(KernelCall(pack_panels, grid, (b, packed), consts))
         b, b_turned, b_pairs = packed, False, False
-    fill = -0.0 if a.dtype.is_float else 0x80008000 if pairs else 0
+    fill = -0.0 if a.dtype.is_float else _NO_CHANGE.get(a.dtype, 0) if pairs else 0
     consts = {
         **words,
         "MC": plan.rows,
@@ -239,18 +258,18 @@ def _unit_stride_last(x: Buffer) -> tuple[Buffer, bool]:
 
 
 def _as_words(plan: Plan, x: Buffer) -> Buffer:
-    """bf16 rows whose pairs are aligned, as rows of pairs; anything else as it is."""
+    """Rows of bf16 or f32 whose pairs are aligned, as rows of pairs; anything else as it is."""
     even = (
-        x.dtype is bf16
-        and x.shape[-1] % 2 == 0
+        x.shape[-1] % 2 == 0
         and x.strides[-1] == 1
-        and x.pointer % 4 == 0
+        and x.pointer % (2 * x.dtype.nbytes) == 0
         and all(s % 2 == 0 for s in x.strides[:-1])
     )
     if plan.word is not u32 or not even:
         return x
     shape = (*x.shape[:-1], x.shape[-1] // 2)
-    return x.view(shape, (*(s // 2 for s in x.strides[:-1]), 1), dtype=u32)
+    pair = u32 if x.dtype is bf16 else u64
+    return x.view(shape, (*(s // 2 for s in x.strides[:-1]), 1), dtype=pair)
 
 
 def split_batches(*buffers: Buffer) -> list[tuple[Buffer, ...]]:

@@ -27,6 +27,7 @@ from tilewright.lang import (
     bitcast,
     dot2,
     expand_dims,
+    f32,
     fma,
     i64,
     load,
@@ -35,6 +36,7 @@ from tilewright.lang import (
     scratch,
     u16,
     u32,
+    u64,
     unroll,
     where,
     zeros,
@@ -58,11 +60,20 @@ def _pair(low, high):
     return first | (second << 16)
 
 
+def _halves(both):
+    """bf16 pairs of the two f32 in each u64."""
+    return _pair(bitcast(both.to(u32), f32), bitcast((both >> 32).to(u32), f32))
+
+
 def _across(x, o, p, row, column, WIDTH, WORD, PAIRS, FILL):
     """WIDTH words of neighbouring k in a row of x (.., rows, k), from word ``column`` on."""
+    if PAIRS and x.dtype is u64:
+        return _halves(load(x[o, p, row, column : column + WIDTH], fill=FILL))
     if PAIRS:
-        both = load(x[o, p, row, column * 2 : column * 2 + 2 * WIDTH], fill=FILL)
-        return _pair(both[0::2], both[1::2])
+        first = column * 2
+        low = load(x[o, p, row, first : first + 2 * WIDTH : 2], fill=FILL)
+        high = load(x[o, p, row, first + 1 : first + 1 + 2 * WIDTH : 2], fill=FILL)
+        return _pair(low, high)
     return load(x[o, p, row, column : column + WIDTH], fill=FILL).to(WORD)
 
 
@@ -140,13 +151,11 @@ def _pack_panel(b, right, o, p, k0, j, KC, NR, WORD, PAIRS, BT):
 
 def _pack_square(b, right, o, p, k0, j, k, WIDTH, NR, WORD, PAIRS):
     """WIDTH words of k, NR columns, of which b (.., n, k) has the rows."""
-    if WORD.bits == 32:
+    if WORD.bits == 32 and (b.dtype is u64 or not PAIRS):
         for h in unroll(0, NR, 16):
             rows = j + h
             if PAIRS:
-                first = (k0 + k) * 2
-                both = b[o, p, rows : rows + 16, first : first + 2 * WIDTH]
-                block = _pair(both[:, 0::2], both[:, 1::2])
+                block = _halves(b[o, p, rows : rows + 16, k0 + k : k0 + k + WIDTH])
             else:
                 block = b[o, p, rows : rows + 16, k0 + k : k0 + k + WIDTH].to(WORD)
             right[k : k + WIDTH, h : h + 16] = block.T
@@ -175,7 +184,7 @@ def _pack_block(a, left, o, p, i0, k0, MC, KC, WORD, PAIRS, AT, FILL):
                 left[k, i : i + 16] = _down(a, o, p, k0 + k, i0 + i, 16, WORD, PAIRS, FILL)
     else:
         for i in range(MC):
-            for k in unroll(0, KC // 16 * 16, 16):
+            for k in range(0, KC // 16 * 16, 16):
                 left[i, k : k + 16] = _across(a, o, p, i0 + i, k0 + k, 16, WORD, PAIRS, FILL)
             if KC % 16:
                 k, w = KC // 16 * 16, KC % 16
@@ -263,12 +272,13 @@ def gemm_blocked(
         sums: like y, in ACC: holds the sums between chunks of KC words; may be y itself.
         chunks: how many chunks of k there are.
         WORD: what is multiplied: elements as WORD, or pairs of bf16 when it is u32.
-        A_PAIRS, B_PAIRS: the operand's elements have to be paired (a u32 array is already).
+        A_PAIRS, B_PAIRS: the operand's elements have to be paired; u32 arrays are pairs of bf16
+            already, u64 arrays are pairs of f32.
         FILL: stands for a beyond the end of k: -0.0, whose product with 0 changes no sum.
     """
     AHEAD = -(-KC // 16) * 16
-    A_ELEMENTS = 2 if A_PAIRS else 1
-    B_ELEMENTS = 2 if B_PAIRS else 1
+    A_ELEMENTS = 2 if A_PAIRS and a.dtype is not u64 else 1
+    B_ELEMENTS = 2 if B_PAIRS and b.dtype is not u64 else 1
     TILES = MC // MR
     if AT:
         left = scratch((AHEAD, MC + 16), WORD)
@@ -297,7 +307,7 @@ def gemm_blocked(
                     i = t * MR
                     row = i0 + i
                     if row < y.shape[2]:
-                        prefetch(y[o, p, row : row + MR, j : j + NR], write=True)
+                        prefetch(sums[o, p, row + MR : row + 2 * MR, j : j + NR], write=True)
                         _prefetch_panel(
                             b, o, p, k0, j + NR, chunk, t, TILES, KC, NR, B_ELEMENTS, BT, PRE
                         )
