@@ -12,15 +12,22 @@ from pathlib import Path
 import pytest
 
 import tilewright
+from tilewright.tensor import api
 
 
-@pytest.mark.parametrize("name", tilewright.__all__)
+NAMES = dir(tilewright)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_name_resolves(name: str) -> None:
     assert getattr(tilewright, name) is getattr(tilewright, name)
 
 
-def test_dir_is_all() -> None:
-    assert dir(tilewright) == sorted(set(tilewright.__all__))
+def test_dir_has_all_and_the_standard() -> None:
+    """The functions of the Array API standard are offered, but ``import *`` does not bring them."""
+    assert dir(tilewright) == sorted({*tilewright.__all__, *api.names()})
+    standard = {name for listed in api.STANDARD.values() for name in listed.split()}
+    assert not standard & set(tilewright.__all__)
     assert len(tilewright.__all__) == len(set(tilewright.__all__))
 
 
@@ -31,7 +38,7 @@ def test_all_agrees_with_the_imports_that_type_checkers_see(project: Path) -> No
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tilewright"):
             found |= {alias.asname or alias.name for alias in node.names}
-    assert found == set(tilewright.__all__)
+    assert found == set(NAMES) - set(api.CONSTANTS)
 
 
 def test_unknown_name_is_an_attribute_error() -> None:
@@ -49,7 +56,7 @@ def test_every_error_is_a_tilewright_error() -> None:
         assert name in tree, f"{name} is missing from the tree in the docstring"
 
 
-@pytest.mark.parametrize("name", [n for n in tilewright.__all__ if n != "__version__"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("__version__", *api.CONSTANTS)])
 def test_name_is_documented(name: str) -> None:
     value = getattr(tilewright, name)
     assert inspect.getdoc(value), f"tilewright.{name} has no docstring"

@@ -70,6 +70,7 @@ STANDARD: Final = {
 
 EXTENSIONS: Final = {
     "autograd": ("backward checkpoint custom_gradient grad jvp stop_gradient value_and_grad vjp"),
+    "compiled": "compile",
     "core": "Tensor realize",
     "creation": "from_numpy",
     "elementwise": ("elu erf exp2 gelu leaky_relu log_sigmoid relu rsqrt sigmoid silu softplus"),

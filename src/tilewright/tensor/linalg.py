@@ -15,11 +15,12 @@ from tilewright.ops.gemm import bmm
 from tilewright.tensor.core import Tensor, source, wrap
 from tilewright.tensor.elementwise import check_tensor
 from tilewright.tensor.manipulation import axis_of, matrix_transpose
+from tilewright.tensor.methods import Axes
 from tilewright.tensor.modes import mode
 from tilewright.tensor.nodes import cast_node
 from tilewright.tensor.promotion import promoted
 
-__all__ = ["einsum", "matmul", "matrix_transpose", "outer", "tensordot", "vecdot"]
+__all__ = ["einsum", "matmul", "matrix_transpose", "norm", "outer", "tensordot", "vecdot"]
 
 
 def _pair(name: str, x1: Tensor, x2: Tensor) -> tuple[Node, Node]:
@@ -109,6 +110,15 @@ def vecdot(x1: Tensor, x2: Tensor, /, *, axis: int = -1) -> Tensor:
     if a.shape[axis] != b.shape[axis]:
         raise ShapeError(f"vecdot: axis {axis} of {a.shape} and {b.shape} differ in size")
     return wrap(reductions.sum(ew.mul(a, b), (axis,)), x1, x2)
+
+
+def norm(
+    x: Tensor, /, *, axis: Axes = None, keepdims: bool = False, ord: int | float = 2
+) -> Tensor:
+    """The length of vectors over ``axis`` (default: of all elements); see ``vector_norm``."""
+    from tilewright.tensor.linalg_extension import vector_norm
+
+    return vector_norm(x, axis=axis, keepdims=keepdims, ord=ord)
 
 
 def tensordot(
