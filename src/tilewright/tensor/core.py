@@ -163,7 +163,9 @@ class Tensor(Methods):
             )
         if wanted and self._tracks == PLAIN:
             # a node of its own: what was computed from the old one before does not depend on this
-            self.node = fresh(self.node)
+            before, self.node = self.node, fresh(self.node)
+            if before.owner is not None and before.owner() is self:
+                before.owner = None  # or a gradient would arrive at both
             own(self.node, self)
         self._tracks = LEAF if wanted else PLAIN
 
