@@ -13,6 +13,9 @@ from tilewright.dtypes import DType
 from tilewright.graph import Shape
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.conv_direct import direct_calls, direct_weight_calls
+from tilewright.ops.conv_points import point_calls
+from tilewright.ops.conv_points import suits as points_suit
+from tilewright.ops.conv_rows import row_calls, row_weight_calls, rows_shape, sort_columns_calls
 from tilewright.ops.conv_shapes import (
     Geometry,
     Triple,
@@ -80,9 +83,14 @@ def input_gradient_calls(
 # --- both ----------------------------------------------------------------------------------------
 
 
+def _works(part: Geometry) -> bool:
+    """Whether there is anything to compute but zeros."""
+    return 0 not in (part.batch, part.channels, part.taps, part.outputs, part.positions)
+
+
 def _tiled(part: Geometry) -> bool:
     """Whether the implicit matrix product is the way: there are enough outputs to fill lanes."""
-    return part.outputs >= 8 and part.channels * part.taps > 0
+    return part.outputs >= 8
 
 
 @dataclass(frozen=True)
@@ -130,15 +138,17 @@ def _flattens(part: Geometry, x: Buffer, y: Buffer) -> bool:
 
 def _workspace(parts: Sequence[Geometry], dtype: DType) -> Memory:
     """The padded input, if it has to be padded or converted, and packed weights."""
-    tiled = [p for p in parts if _tiled(p)]
-    if not tiled or 0 in (tiled[0].batch, tiled[0].positions):
-        return ()
     wide = accumulator(dtype)
-    halo = _halo(tiled)
+    parts = [p for p in parts if _works(p)]
+    if not parts:
+        return ()
+    if not _tiled(parts[0]):
+        return ((wide, (max(prod(rows_shape(p)) for p in parts),)),)
+    halo = _halo(parts)
     memory: list[tuple[DType, Shape]] = []
     if halo.any or dtype is not wide:
-        memory.append((wide, _padded_shape(tiled[0], halo)))
-    widths = [(p, width) for p in tiled for width in (p.out[2], p.positions)]
+        memory.append((wide, _padded_shape(parts[0], halo)))
+    widths = [(p, width) for p in parts for width in (p.out[2], p.positions)]
     memory.append((wide, (max(prod(packed_shape(p, n, dtype)) for p, n in widths),)))
     return memory
 
@@ -146,20 +156,35 @@ def _workspace(parts: Sequence[Geometry], dtype: DType) -> Memory:
 def _calls(
     parts: Sequence[tuple[Geometry, Buffer, Buffer]], source: Buffer, workspace: Sequence[Buffer]
 ) -> list[KernelCall]:
-    """Convolutions of one source: (sizes, weight, target) each, in canonical form."""
-    parts = [(p, w, y) for p, w, y in parts if y.size]
-    tiled = [p for p, _, _ in parts if _tiled(p)]
+    """Convolutions of one source: (sizes, weight, target) each, in canonical form.
+
+    They have the same channels, so the same way suits them all, but for those without any tap.
+    """
     calls: list[KernelCall] = []
-    seen, shift = source, (0, 0, 0)
-    if tiled:
-        halo = _halo(tiled)
-        if halo.any or source.dtype is not accumulator(source.dtype):
-            seen, shift = workspace[0].view(_padded_shape(tiled[0], halo)), halo.low
-            calls += pad_calls(source, shift, seen)
+    working = [p for p in parts if _works(p[0])]
     for part, weight, target in parts:
-        if not _tiled(part):
-            calls += direct_calls(part, source, weight, target)
-            continue
+        if not _works(part):
+            calls += direct_calls(part, source, weight, target) if target.size else []
+    if working and _tiled(working[0][0]):
+        return calls + _tiled_calls(working, source, workspace)
+    for part, weight, target in working:
+        seen = workspace[0].view(rows_shape(part))
+        calls += sort_columns_calls(part, source, seen)
+        calls += row_calls(part, seen, weight, target)
+    return calls
+
+
+def _tiled_calls(
+    parts: Sequence[tuple[Geometry, Buffer, Buffer]], source: Buffer, workspace: Sequence[Buffer]
+) -> list[KernelCall]:
+    calls: list[KernelCall] = []
+    halo = _halo([p for p, _, _ in parts])
+    seen, shift = source, (0, 0, 0)
+    if halo.any or source.dtype is not accumulator(source.dtype):
+        seen, shift = workspace[0].view(_padded_shape(parts[0][0], halo)), halo.low
+        calls += pad_calls(source, shift, seen)
+    packed = workspace[-1]
+    for part, weight, target in parts:
         x, y = seen, target
         inside = replace(
             part,
@@ -168,9 +193,12 @@ def _calls(
         )
         if _flattens(inside, x, y):
             inside, x, y = _flat(inside), row_of(x), row_of(y)
-        packed = workspace[-1]
         calls += pack_weights_calls(inside, y.shape[5], weight, packed)
-        calls += tile_calls(inside, x, packed, y)
+        by_points = inside.taps == 1 and y.shape[3:5] == (1, 1) and x.shape[3:] == y.shape[3:]
+        if by_points and points_suit(inside, y.dtype):
+            calls += point_calls(inside, x, packed, y)
+        else:
+            calls += tile_calls(inside, x, packed, y)
     return calls
 
 
@@ -179,9 +207,12 @@ def _calls(
 
 def weight_gradient_workspace(whole: Geometry, dtype: DType) -> Memory:
     """Memory that :func:`weight_gradient_calls` wants."""
-    if not _tiled_weights(whole):
+    wide = accumulator(dtype)
+    if not _works(whole):
         return ()
-    wide, plan, halo = accumulator(dtype), weight_plan(whole, dtype), _halo([whole])
+    if not _tiled(whole):
+        return ((wide, (prod(rows_shape(whole)),)),)
+    plan, halo = weight_plan(whole, dtype), _halo([whole])
     memory: list[tuple[DType, Shape]] = []
     if halo.any or dtype is not wide:
         memory.append((wide, _padded_shape(whole, halo)))
@@ -192,11 +223,6 @@ def weight_gradient_workspace(whole: Geometry, dtype: DType) -> Memory:
     )
 
 
-def _tiled_weights(whole: Geometry) -> bool:
-    """Whether the matrix product over positions is the way."""
-    return whole.outputs >= 8 and 0 not in (whole.batch, whole.channels, whole.positions)
-
-
 def weight_gradient_calls(
     whole: Geometry, x: Buffer, y: Buffer, w: Buffer, workspace: Sequence[Buffer]
 ) -> list[KernelCall]:
@@ -205,9 +231,14 @@ def weight_gradient_calls(
     source, grad, out = grouped(x, groups, 1), grouped(y, groups, 1), grouped(w, groups, 0)
     if not w.size:
         return []
-    if not _tiled_weights(whole):
+    if not _works(whole):
         return direct_weight_calls(whole, source, grad, out)
-    calls, halo, part = [], _halo([whole]), whole
+    if not _tiled(whole):
+        seen = workspace[0].view(rows_shape(whole))
+        calls = sort_columns_calls(whole, source, seen)
+        return calls + row_weight_calls(whole, seen, grad, out)
+    calls = []
+    halo, part = _halo([whole]), whole
     if len(workspace) == 3:
         padded = workspace[0].view(_padded_shape(whole, halo))
         calls, source = pad_calls(source, halo.low, padded), padded

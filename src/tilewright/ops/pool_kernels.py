@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from tilewright import lang as tl
@@ -24,6 +25,7 @@ from tilewright.lang import (
     load,
     program_id,
     reshape,
+    scratch,
     unroll,
     where,
     zeros,
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 _LANES = 16
+_COPIED_BYTES = 192 << 10
 
 
 def _wide(dtype: DType) -> DType:
@@ -54,20 +57,27 @@ def _lanes(width: int) -> int:
     return min(_LANES, 1 << max(width.bit_length() - 1, 0))
 
 
-def _row(x, n, c, z, row, at, K, STRIDE, DILATION, LOW, N, FILL):
-    """What tap K (a number) of the windows ``at`` to ``at + N`` of one row sees; inline.
+def _copy_rows(x, rows, n, c, d, h, KERNEL, STRIDES, DILATION, LOW, FILL):
+    """The rows of x that the windows of one row (d, h) see, FILL outside, into ``rows``; inline.
 
-    Every second element of a row is quicker picked out of whole vectors than gathered. The tap's
-    own offset is made part of the picking, so that no element beyond the last window is read.
+    Memory of known size needs no checks, and what was just written is in the cache.
     """
-    if STRIDE == 2:
-        skip = 1 if K > 0 else 0
-        first = at * 2 + (K * DILATION - skip) - LOW
-        seen = load(x[n, c, z, row, first : first + 2 * N], fill=FILL)
-        pairs = reshape(seen, (N, 2))
-        return pairs[:, skip]
-    first = at * STRIDE + K * DILATION - LOW
-    return load(x[n, c, z, row, first : first + N * STRIDE : STRIDE], fill=FILL)
+    for kd in range(KERNEL[0]):
+        z = d * STRIDES[0] + kd * DILATION[0] - LOW[0]
+        for kh in range(KERNEL[1]):
+            row = h * STRIDES[1] + kh * DILATION[1] - LOW[1]
+            for i in range(0, rows.shape[1], _LANES):
+                first = i - LOW[2]
+                seen = load(x[n, c, z, row, first : first + _LANES], fill=FILL)
+                rows[kd * KERNEL[1] + kh, i : i + _LANES] = seen.to(rows.dtype)
+
+
+def _seen(rows, row, first, N, STRIDE):
+    """Every STRIDE-th element of a copied row; whole vectors are read and shuffled; inline."""
+    if STRIDE == 1:
+        return rows[row, first : first + N]
+    pairs = reshape(rows[row, first : first + N * STRIDE], (N, STRIDE))
+    return pairs[:, 0]
 
 
 def _first_inside(at, size, KERNEL, STRIDE, DILATION, LOW):
@@ -89,6 +99,7 @@ def max_pool_planes(
     LOW: Const,
     LOWEST: Const,
     WIDE: Const,
+    LINE: Const,
     N: Const,
 ):
     """values and places (B, C, OD, OH, OW) of x (B, C, D, H, W); no row is shorter than N."""
@@ -96,11 +107,13 @@ def max_pool_planes(
     n = program_id(0) // x.shape[1]
     depth, height, width = x.shape[2].to(i32), x.shape[3].to(i32), x.shape[4].to(i32)
     out_width = values.shape[4]
+    rows = scratch((KERNEL[0] * KERNEL[1], LINE), WIDE)
     for d in range(values.shape[2]):
         z0 = _first_inside(d.to(i32), depth, KERNEL[0], STRIDES[0], DILATION[0], LOW[0])
         for h in range(values.shape[3]):
             y0 = _first_inside(h.to(i32), height, KERNEL[1], STRIDES[1], DILATION[1], LOW[1])
-            for i in range((out_width + (N - 1)) // N):
+            _copy_rows(x, rows, n, c, d, h, KERNEL, STRIDES, DILATION, LOW, LOWEST)
+            for i in range(-(-out_width // N)):
                 at = tl.minimum(i * N, out_width - N)
                 columns = at.to(i32) + arange(N).to(i32)
                 x0 = _first_inside(columns, width, KERNEL[2], STRIDES[2], DILATION[2], LOW[2])
@@ -108,15 +121,13 @@ def max_pool_planes(
                 inside = (x0 >= 0) & ((z0 >= 0) & (y0 >= 0))
                 place = where(inside, (z0 * height + y0) * width + x0, -1)
                 for kd in range(KERNEL[0]):
-                    z = d * STRIDES[0] + kd * DILATION[0] - LOW[0]
+                    z = (d * STRIDES[0] + kd * DILATION[0] - LOW[0]).to(i32)
                     for kh in range(KERNEL[1]):
-                        row = h * STRIDES[1] + kh * DILATION[1] - LOW[1]
-                        start = ((z * x.shape[3] + row) * x.shape[4]).to(i32)
-                        base = columns * STRIDES[2] + (start - LOW[2])
+                        row = (h * STRIDES[1] + kh * DILATION[1] - LOW[1]).to(i32)
+                        base = columns * STRIDES[2] + ((z * height + row) * width - LOW[2])
                         for kw in unroll(KERNEL[2]):
-                            seen = _row(
-                                x, n, c, z, row, at, kw, STRIDES[2], DILATION[2], LOW[2], N, LOWEST
-                            ).to(WIDE)
+                            first = at * STRIDES[2] + kw * DILATION[2]
+                            seen = _seen(rows, kd * KERNEL[1] + kh, first, N, STRIDES[2])
                             better = seen > best
                             if WIDE.is_float:
                                 better = better | isnan(seen)
@@ -124,6 +135,48 @@ def max_pool_planes(
                             place = where(better, base + kw * DILATION[2], place)
                 values[n, c, d, h, at : at + N] = best.to(values.dtype)
                 places[n, c, d, h, at : at + N] = place
+
+
+@kernel
+def max_pool_large(
+    x: Array,
+    values: Array,
+    places: Array,
+    KERNEL: Const,
+    STRIDES: Const,
+    DILATION: Const,
+    LOW: Const,
+    LOWEST: Const,
+    WIDE: Const,
+):
+    """The same window by window, for kernels whose rows do not fit the scratch memory."""
+    c = program_id(0) % x.shape[1]
+    n = program_id(0) // x.shape[1]
+    depth, height, width = x.shape[2].to(i32), x.shape[3].to(i32), x.shape[4].to(i32)
+    for d in range(values.shape[2]):
+        z0 = _first_inside(d.to(i32), depth, KERNEL[0], STRIDES[0], DILATION[0], LOW[0])
+        for h in range(values.shape[3]):
+            y0 = _first_inside(h.to(i32), height, KERNEL[1], STRIDES[1], DILATION[1], LOW[1])
+            for w in range(values.shape[4]):
+                x0 = _first_inside(w.to(i32), width, KERNEL[2], STRIDES[2], DILATION[2], LOW[2])
+                best = full((), LOWEST, WIDE)
+                inside = (x0 >= 0) & (z0 >= 0) & (y0 >= 0)
+                place = where(inside, (z0 * height + y0) * width + x0, -1)
+                for kd in range(KERNEL[0]):
+                    z = d * STRIDES[0] + kd * DILATION[0] - LOW[0]
+                    for kh in range(KERNEL[1]):
+                        row = h * STRIDES[1] + kh * DILATION[1] - LOW[1]
+                        for kw in range(KERNEL[2]):
+                            column = w * STRIDES[2] + kw * DILATION[2] - LOW[2]
+                            seen = load(x[n, c, z, row, column], fill=LOWEST).to(WIDE)
+                            better = seen > best
+                            if WIDE.is_float:
+                                better = better | isnan(seen)
+                            flat = ((z * x.shape[3] + row) * x.shape[4] + column).to(i32)
+                            best = where(better, seen, best)
+                            place = where(better, flat, place)
+                values[n, c, d, h, w] = best.to(values.dtype)
+                places[n, c, d, h, w] = place
 
 
 def max_calls(
@@ -145,10 +198,25 @@ def max_calls(
         "LOW": low,
         "LOWEST": lowest,
         "WIDE": _wide(dtype),
-        "N": _lanes(values.shape[4]),
     }
     grid = (x.shape[0] * x.shape[1],)
-    return [KernelCall(max_pool_planes, grid, (x, values, places), consts)]
+    outs = (replace(values, fixed=4), replace(places, fixed=4))
+    line = _line(values.shape[4], kernel, strides, dilation)
+    if not _fits(kernel, line, _wide(dtype)):
+        return [KernelCall(max_pool_large, grid, (x, *outs), consts)]
+    consts |= {"LINE": line, "N": _lanes(values.shape[4])}
+    return [KernelCall(max_pool_planes, grid, (x, *outs), consts)]
+
+
+def _line(width: int, kernel: Triple, strides: Triple, dilation: Triple) -> int:
+    """Elements of a row that ``width`` windows see, in whole vectors."""
+    seen = width * strides[2] + (kernel[2] - 1) * dilation[2]
+    return -(-seen // _LANES) * _LANES
+
+
+def _fits(kernel: Triple, line: int, dtype: DType) -> bool:
+    """Whether copied rows fit the scratch memory and taps the instruction cache."""
+    return kernel[0] * kernel[1] * line * dtype.nbytes <= _COPIED_BYTES and kernel[2] <= 16
 
 
 @kernel
@@ -250,6 +318,15 @@ def _counts(at, size, KERNEL, STRIDE, DILATION, LOW, LESS, MORE):
     return count
 
 
+def _mean(total, at, d, h, x, KERNEL, STRIDES, DILATION, LOW, COUNTED, DIVISOR, WIDE):
+    """The sums of the windows ``at`` (i32) over their counts; inline."""
+    if DIVISOR:
+        return total / DIVISOR
+    rows = _divisor(d, h, x, KERNEL, STRIDES, DILATION, LOW, COUNTED)
+    columns = _axis_counts(at, x, 2, KERNEL, STRIDES, DILATION, LOW, COUNTED)
+    return total / (columns * rows).to(WIDE)
+
+
 @kernel
 def average_planes(
     x: Array,
@@ -261,6 +338,7 @@ def average_planes(
     COUNTED: Const,
     DIVISOR: Const,
     WIDE: Const,
+    LINE: Const,
     N: Const,
 ):
     """y (B, C, OD, OH, OW): the means of the windows of x (B, C, D, H, W).
@@ -270,35 +348,63 @@ def average_planes(
     c = program_id(0) % x.shape[1]
     n = program_id(0) // x.shape[1]
     width = y.shape[4]
+    rows = scratch((KERNEL[0] * KERNEL[1], LINE), WIDE)
     for d in range(y.shape[2]):
         for h in range(y.shape[3]):
-            for i in range((width + (N - 1)) // N):
+            _copy_rows(x, rows, n, c, d, h, KERNEL, STRIDES, DILATION, LOW, 0)
+            for i in range(-(-width // N)):
                 at = tl.minimum(i * N, width - N)
                 total = zeros((N,), WIDE)
+                for k in range(KERNEL[0] * KERNEL[1]):
+                    for kw in unroll(KERNEL[2]):
+                        first = at * STRIDES[2] + kw * DILATION[2]
+                        total = total + _seen(rows, k, first, N, STRIDES[2])
+                windows = at.to(i32) + arange(N).to(i32)
+                y[n, c, d, h, at : at + N] = _mean(
+                    total, windows, d, h, x, KERNEL, STRIDES, DILATION, LOW, COUNTED, DIVISOR, WIDE
+                ).to(y.dtype)
+
+
+@kernel
+def average_large(
+    x: Array,
+    y: Array,
+    KERNEL: Const,
+    STRIDES: Const,
+    DILATION: Const,
+    LOW: Const,
+    COUNTED: Const,
+    DIVISOR: Const,
+    WIDE: Const,
+):
+    """The same window by window, for kernels whose rows do not fit the scratch memory."""
+    c = program_id(0) % x.shape[1]
+    n = program_id(0) // x.shape[1]
+    for d in range(y.shape[2]):
+        for h in range(y.shape[3]):
+            for w in range(y.shape[4]):
+                total = zeros((), WIDE)
                 for kd in range(KERNEL[0]):
                     z = d * STRIDES[0] + kd * DILATION[0] - LOW[0]
                     for kh in range(KERNEL[1]):
                         row = h * STRIDES[1] + kh * DILATION[1] - LOW[1]
-                        if KERNEL[2] <= 16:
-                            for kw in unroll(KERNEL[2]):
-                                seen = _row(
-                                    x, n, c, z, row, at, kw, STRIDES[2], DILATION[2], LOW[2], N, 0
-                                )
-                                total = total + seen.to(WIDE)
-                        else:
-                            for kw in range(KERNEL[2]):
-                                first = at * STRIDES[2] + kw * DILATION[2] - LOW[2]
-                                end = first + N * STRIDES[2]
-                                seen = x[n, c, z, row, first : end : STRIDES[2]]
-                                total = total + seen.to(WIDE)
-                if DIVISOR:
-                    mean = total / DIVISOR
-                else:
-                    rows = _divisor(d, h, x, KERNEL, STRIDES, DILATION, LOW, COUNTED)
-                    windows = at.to(i32) + arange(N).to(i32)
-                    columns = _axis_counts(windows, x, 2, KERNEL, STRIDES, DILATION, LOW, COUNTED)
-                    mean = total / (columns * rows).to(WIDE)
-                y[n, c, d, h, at : at + N] = mean.to(y.dtype)
+                        for kw in range(KERNEL[2]):
+                            column = w * STRIDES[2] + kw * DILATION[2] - LOW[2]
+                            total = total + x[n, c, z, row, column].to(WIDE)
+                y[n, c, d, h, w] = _mean(
+                    total,
+                    w.to(i32),
+                    d,
+                    h,
+                    x,
+                    KERNEL,
+                    STRIDES,
+                    DILATION,
+                    LOW,
+                    COUNTED,
+                    DIVISOR,
+                    WIDE,
+                ).to(y.dtype)
 
 
 def _axis_counts(at, x, axis, KERNEL, STRIDES, DILATION, LOW, COUNTED):
@@ -331,8 +437,12 @@ def average_calls(
 ) -> list[KernelCall]:
     """Means of windows; ``counted`` says how far beyond the input positions count."""
     consts = _average_consts(x, y, kernel, strides, dilation, low, counted)
-    consts["N"] = _lanes(y.shape[4])
-    return [KernelCall(average_planes, (x.shape[0] * x.shape[1],), (x, y), consts)]
+    grid, out = (x.shape[0] * x.shape[1],), replace(y, fixed=4)
+    line = _line(y.shape[4], kernel, strides, dilation)
+    if not _fits(kernel, line, consts["WIDE"]):
+        return [KernelCall(average_large, grid, (x, out), consts)]
+    consts |= {"LINE": line, "N": _lanes(y.shape[4])}
+    return [KernelCall(average_planes, grid, (x, out), consts)]
 
 
 def _average_consts(
