@@ -197,6 +197,7 @@ class KernelFunction:
         self.__doc__ = fn.__doc__
         self.__module__ = fn.__module__
         self._by_name = {p.name: p for p in self.parameters}
+        self.generated = False
 
     @classmethod
     def from_source(
@@ -216,7 +217,9 @@ class KernelFunction:
         fn = scope.get(name)
         if not isinstance(fn, types.FunctionType):
             raise KernelError(f"the source text defines no function {name!r}")
-        return cls(fn, **kwargs)
+        made = cls(fn, **kwargs)
+        made.generated = True
+        return made
 
     @property
     def __kernel_function__(self) -> types.FunctionType:
@@ -312,7 +315,9 @@ class KernelFunction:
                 env[name] = tuple(parameter(t, f"{name}.{i}") for i, t in enumerate(item))
             else:
                 env[name] = item
-        return parse(self.fn, self.name, env, params)
+        function = parse(self.fn, self.name, env, params)
+        function.generated = self.generated
+        return function
 
     def fingerprint(self, signature: Signature | None = None) -> str:
         """sha256 (hex) over the source of the kernel and of everything it can reach.

@@ -33,6 +33,7 @@ Op table (``name``: operands -> result; attributes in braces)::
     scan_with   x...               -> tiles           {axis, reverse}; block combines two elements
     dot         a, b, acc          -> acc's type      (m,k) x (k,n) + (m,n)
     dot2        acc, a, b          -> f32             two packed bf16 products added to acc
+    pack2       x, y               -> u32             two f32 as a bf16 pair
     dot4        acc, a, b          -> i32             four packed byte products added to acc
     for         lo, hi, step, init... -> carried...   block(iv, carried...) ends in yield
     if          cond, (blocks)     -> values          two blocks, each ends in yield
@@ -60,6 +61,7 @@ is a contract; ``a`` and ``b`` may have other dtypes and are converted to that o
 ``dot2`` takes bf16 pairs packed in u32, the first in the low half, and is what the instruction
 VDPBF16PS does: the second product is added to ``acc`` with one rounding (to nearest even), then the
 first one; operands and results below the normal range count as zeros of their sign.
+``pack2`` makes such a pair, x in the low half, rounding to nearest even; subnormals become zeros.
 ``dot4`` is exact in int32 (wrapping); an operand of dtype u32 holds unsigned bytes, one of dtype
 i32 signed bytes. The order of a float ``reduce`` depends only on the length of the reduced axis and
 the target, never on the other axes; a float ``scan`` runs in sequence.
@@ -284,11 +286,16 @@ class Block:
 
 @dataclass(eq=False)
 class Function:
-    """A kernel, specialised: runtime parameters only (compile-time constants are gone)."""
+    """A kernel, specialised: runtime parameters only (compile-time constants are gone).
+
+    ``generated`` says that a program wrote its source: such kernels are many and most of them are
+    small, so that a target does well to compile them quickly.
+    """
 
     name: str
     params: list[Value]
     body: Block
+    generated: bool = False
 
     def __str__(self) -> str:
         from tilewright.lang.printing import print_function

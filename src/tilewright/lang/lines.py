@@ -25,6 +25,11 @@ def source_lines(code: CodeType, filename: str) -> tuple[int, list[str]]:
             "file, or from text with KernelFunction.from_source"
         )
     last = _last_line(code)
+    if last > len(everything):
+        raise KernelError(
+            f"{code.co_name}: {filename} is shorter now than when it was imported; the file was "
+            "changed, so start the process again"
+        )
     indent = _indent(everything[first - 1])
     while last < len(everything):
         line = everything[last]

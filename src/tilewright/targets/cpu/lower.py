@@ -107,6 +107,8 @@ def _is_small(fn: ir.Function, machine: Machine) -> bool:
     The kernels that are generated for a few fused elementwise ops or a reduction are: they are
     many, and each runs for microseconds.
     """
+    if not fn.generated:
+        return False
     total = 0
     for op in fn.body.walk():
         if op.name in ("dot", "dot2", "dot4", "scan_with", "scratch"):
