@@ -196,6 +196,14 @@ def logcumsumexp(x: Node, axis: int = -1, reverse: bool = False) -> Node:
 # --- extremes ------------------------------------------------------------------------------------
 
 
+def _extreme_infer(inputs: Inputs, attrs: Attrs) -> tuple[Shape, DType]:
+    (x,) = inputs
+    n = x.shape[attrs["axis"]]
+    if not isinstance(n, int) or n >= 1 << 31:
+        raise ShapeError(f"cummax wants an axis of fewer than 2**31 elements, got {n}")
+    return x.shape, i64
+
+
 def _extreme_reference(x: np.ndarray, axis: int, reverse: bool, largest: bool) -> np.ndarray:
     """The index of the best element so far, step by step."""
     values = np.moveaxis(np.flip(x, axis) if reverse else x, axis, 0)
@@ -213,14 +221,20 @@ def _extreme_reference(x: np.ndarray, axis: int, reverse: bool, largest: bool) -
 def _extreme_calls(node: Node, inputs: Sequence[Any], out: Any) -> list[KernelCall]:
     axis, reverse = node.attrs["axis"], node.attrs["reverse"]
     largest = node.attrs["largest"]
+    (x,) = inputs
     step = scans_kernels.step_max if largest else scans_kernels.step_min
-    return scan_calls(inputs, inputs, out, axis, reverse, scans_kernels.first_extreme, step)
+    if not x.size:
+        return []
+    shape = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+    offset = (x.shape[axis] - 1) * x.strides[axis] if reverse else 0
+    start = x.view(shape, x.strides, offset)
+    return scan_calls([x], [start], out, axis, reverse, scans_kernels.first_extreme, step)
 
 
 register(
     OpDef(
         "cumargmax",
-        lambda inputs, attrs: (inputs[0].shape, i64),
+        _extreme_infer,
         _extreme_reference,
         calls=_extreme_calls,
         gradient=lambda node, grad: (None,),

@@ -18,16 +18,17 @@ from tilewright.lang import (
     Const,
     Inline,
     bf16,
-    concatenate,
     f16,
     f32,
     fma,
     full,
+    i32,
     i64,
     inf,
     isnan,
     logaddexp,
     program_id,
+    scratch,
     unroll,
     where,
     zeros,
@@ -94,6 +95,7 @@ def scan_rows_kernel(
     REVERSE: Const,
     ROWS: Const,
     STEPS: Const,
+    UNROLLED: Const,
 ):
     """:func:`scan_kernel` along the last axis of y (o.., r, t): ROWS lanes side by side.
 
@@ -106,21 +108,22 @@ def scan_rows_kernel(
     for x in unroll(starts):
         given = (*given, x[*at, j : j + ROWS, 0])
     carry = FIRST(given, (ROWS,), y.dtype)
+    turned = ()
+    for x in unroll(xs):
+        turned = (*turned, scratch((STEPS, ROWS), x.dtype))
+    outs = scratch((STEPS, ROWS), y.dtype)
     for block in range((n + STEPS - 1) // STEPS):
         t = (n - STEPS - block * STEPS) if REVERSE else block * STEPS
-        tiles = ()
-        for x in unroll(xs):
-            tiles = (*tiles, x[*at, j : j + ROWS, t : t + STEPS].T)
-        turned = ()
-        for i in unroll(STEPS):
+        for k in unroll(len(xs)):
+            turned[k][0:STEPS, 0:ROWS] = xs[k][*at, j : j + ROWS, t : t + STEPS].T
+        for i in unroll(STEPS) if UNROLLED else range(STEPS):
             k = STEPS - 1 - i if REVERSE else i
             values = ()
-            for tile in unroll(tiles):
-                values = (*values, tile[k])
+            for x in unroll(turned):
+                values = (*values, x[k, 0:ROWS])
             carry, out = STEP(carry, values, t + k)
-            line = out.to(y.dtype)[None, :]
-            turned = (line, *turned) if REVERSE else (*turned, line)
-        y[*at, j : j + ROWS, t : t + STEPS] = concatenate(turned, 0).T
+            outs[k, 0:ROWS] = out.to(y.dtype)
+        y[*at, j : j + ROWS, t : t + STEPS] = outs[0:STEPS, 0:ROWS].T
 
 
 def wide(dtype):
@@ -162,20 +165,19 @@ def step_logsumexp(carry, values, t):
 
 
 def first_extreme(given, shape, dtype):
-    """Inline: nothing seen yet; the value only says which dtype there will be."""
-    return (given[0], zeros(shape, dtype), zeros((), i64))
+    """Inline: the first element, which the first step finds as good as itself."""
+    return (given[0], zeros(shape, i32))
 
 
 def later_or_better(carry, values, t, better):
     """Inline: the index of the best element so far; a NaN is better than anything."""
-    best, index, begun = carry
+    best, index = carry
     x = values[0]
     if x.dtype.is_float:
         better = isnan(x) | (better & ~isnan(best))
-    better = better | (begun == 0)
     best = where(better, x, best)
-    index = where(better, t.to(index.dtype), index)
-    return (best, index, begun + 1), index
+    index = where(better, t.to(i32), index)
+    return (best, index), index
 
 
 def step_max(carry, values, t):
@@ -242,7 +244,8 @@ def scan_calls(
     consts = {"FIRST": first, "STEP": step, "REVERSE": reverse}
     if width > 1 and steps >= block and y.strides[axis] == 1 and y.strides[rest[-1]] != 1:
         laid = [relaid(a, o, i, t) for a, (o, t, i) in zip(arrays, parts)]
-        consts |= {"ROWS": block, "STEPS": 16}
+        short = step is not step_logsumexp
+        consts |= {"ROWS": block, "STEPS": 16, "UNROLLED": short}
         which = scan_rows_kernel
     else:
         laid = [relaid(a, *own) for a, own in zip(arrays, parts)]
