@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
 from tilewright.errors import FormatError, ShapeError
-from tilewright.tensor.core import Tensor
+from tilewright.tensor.core import LEAF, Tensor, realize
 from tilewright.tensor.creation import asarray
+from tilewright.tensor.modes import mode
+from tilewright.tensor.promotion import as_dtype
 
 __all__ = ["Module", "ModuleList", "Parameter", "Sequential"]
+
+
+Self = TypeVar("Self", bound="Module")
 
 
 def Parameter(value: Any) -> Tensor:
@@ -22,18 +27,34 @@ def Parameter(value: Any) -> Tensor:
 class Module:
     """A function with parameters.
 
-    Tensors and modules assigned as attributes are found by name: a tensor that requires gradients
-    is a parameter, another one a buffer (running statistics); names that begin with an underscore
-    are private and not saved. Subclasses write ``forward``.
+    Tensors and modules assigned as attributes (or in lists, tuples or dicts) are found by name: a
+    tensor that requires gradients is a parameter, another one a buffer (running statistics); names
+    that begin with an underscore are private and not saved. Subclasses write ``forward``.
+
+    Initial values are drawn lazily, all in one program at the first call (or when an optimiser is
+    made); values that are loaded before cost nothing.
     """
 
     training: bool = True
+    _ready: bool = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._ready and mode.trace is None:
+            self.realize()
         return self.forward(*args, **kwargs)
+
+    def realize(self: Self) -> Self:
+        """Compute every parameter and buffer; returns the module."""
+        realize(*[t for m in self.modules() for t in m._own_tensors()])
+        for module in self.modules():
+            module._ready = True
+        return self
+
+    def _own_tensors(self) -> list[Tensor]:
+        return [v for v in vars(self).values() if isinstance(v, Tensor)]
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """(name, module) of what is directly inside."""
@@ -44,12 +65,28 @@ class Module:
                 for i, item in enumerate(value):
                     if isinstance(item, Module):
                         yield f"{name}.{i}", item
+            elif isinstance(value, dict):
+                for key, item in value.items():
+                    if isinstance(item, Module):
+                        yield f"{name}.{key}", item
 
     def modules(self) -> Iterator[Module]:
         """This module and everything inside, depth first."""
-        yield self
+        for _, module in self.named_modules():
+            yield module
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """(name, module) of this module (named "") and everything inside, depth first."""
+        yield prefix, self
+        for name, child in self.children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def apply(self: Self, fn: Callable[[Module], Any]) -> Self:
+        """Call ``fn`` with every module inside, then with this one; returns the module."""
         for _, child in self.children():
-            yield from child.modules()
+            child.apply(fn)
+        fn(self)
+        return self
 
     def named_tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of every parameter and buffer; a shared tensor under each of its names."""
@@ -67,17 +104,46 @@ class Module:
                 seen.add(id(tensor))
                 yield name, tensor
 
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of every tensor that is saved but not trained."""
+        for name, tensor in self.named_tensors():
+            if not tensor.requires_grad:
+                yield name, tensor
+
     def parameters(self) -> list[Tensor]:
         """Every parameter, a shared one once."""
         return [tensor for _, tensor in self.named_parameters()]
 
-    def train(self, mode: bool = True) -> Module:
+    def requires_grad_(self: Self, wanted: bool = True) -> Self:
+        """Freeze the floating-point parameters (or make every such tensor one); returns self."""
+        for _, tensor in list(self.named_tensors()):
+            if tensor.dtype.is_float:
+                tensor.requires_grad = wanted
+        return self
+
+    def to(self: Self, dtype: Any) -> Self:
+        """Give every floating-point tensor another dtype; returns the module.
+
+        The tensors are new ones: make optimisers afterwards.
+        """
+        kind = as_dtype(dtype)
+        made: dict[int, Tensor] = {}
+        for module in self.modules():
+            for name, tensor in list(vars(module).items()):
+                if isinstance(tensor, Tensor) and tensor.dtype.is_float:
+                    if id(tensor) not in made:
+                        made[id(tensor)] = _cast(tensor, kind)
+                    setattr(module, name, made[id(tensor)])
+            module._ready = False
+        return self
+
+    def train(self: Self, mode: bool = True) -> Self:
         """Turn dropout and batch statistics on (or off); returns the module."""
         for module in self.modules():
             module.training = mode
         return self
 
-    def eval(self) -> Module:
+    def eval(self: Self) -> Self:
         """As for inference: no dropout, running statistics."""
         return self.train(False)
 
@@ -112,6 +178,8 @@ class Module:
         for name, value in state.items():
             if name in own:
                 own[name].assign(value if isinstance(value, Tensor) else asarray(value))
+        for module in self.modules():
+            module._ready = False
         return missing + left
 
     def __repr__(self) -> str:
@@ -123,6 +191,13 @@ class Module:
         return head + ("\n" + "\n".join(lines) + "\n)" if lines else ")")
 
 
+def _cast(tensor: Tensor, dtype: Any) -> Tensor:
+    cast = tensor.detach().astype(dtype)
+    if tensor._tracks == LEAF:
+        cast = Parameter(cast)
+    return cast
+
+
 class ModuleList(Module):
     """Modules in a row, named by their numbers."""
 
@@ -131,7 +206,7 @@ class ModuleList(Module):
             setattr(self, str(i), module)
 
     def __len__(self) -> int:
-        return len(vars(self)) - ("training" in vars(self))
+        return sum(name.isdigit() for name in vars(self))
 
     def __getitem__(self, i: int) -> Any:
         return getattr(self, str(range(len(self))[i]))

@@ -43,10 +43,11 @@ def cast_operands(*tensors: Tensor) -> tuple[Tensor, ...]:
     kind = mode.autocast
     if kind is None:
         return tensors
-    return tuple(
-        apply(cast_node, t, dtype=kind) if t.dtype in (f32, f16, bf16) and t.dtype is not kind else t
-        for t in tensors
-    )
+
+    def cast(t: Tensor) -> Tensor:
+        return apply(cast_node, t, dtype=kind) if t.dtype in (f32, f16, bf16) else t
+
+    return tuple(t if t.dtype is kind else cast(t) for t in tensors)
 
 
 def widened(x: Tensor) -> Tensor:
