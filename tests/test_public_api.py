@@ -14,7 +14,6 @@ import pytest
 import tilewright
 from tilewright.tensor import api
 
-
 NAMES = dir(tilewright)
 
 
