@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import linecache
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -378,29 +378,46 @@ class KernelFunction:
 _VARIADIC: Any = object()
 
 
+def _declared(fn: types.FunctionType) -> Iterator[tuple[str, str, Any]]:
+    """Name, kind ("", "*" or "**") and default of each parameter, in the order of a signature."""
+    code = fn.__code__
+    names, n, keywords = code.co_varnames, code.co_argcount, code.co_kwonlyargcount
+    defaults = fn.__defaults__ or ()
+    for i, name in enumerate(names[:n]):
+        at = i - n + len(defaults)
+        yield name, "", defaults[at] if at >= 0 else _EMPTY
+    rest = n + keywords
+    if code.co_flags & inspect.CO_VARARGS:
+        yield names[rest], "*", _EMPTY
+        rest += 1
+    for name in names[n : n + keywords]:
+        yield name, "", (fn.__kwdefaults__ or {}).get(name, _EMPTY)
+    if code.co_flags & inspect.CO_VARKEYWORDS:
+        yield names[rest], "**", _EMPTY
+
+
 def _parameters(fn: types.FunctionType) -> tuple[_Parameter, ...]:
     out: list[_Parameter] = []
-    for p in inspect.signature(fn).parameters.values():
-        annotation = p.annotation
+    for name, stars, default in _declared(fn):
+        written = annotation = fn.__annotations__.get(name, _EMPTY)
         if isinstance(annotation, str):
             annotation = _resolve(fn, annotation)
-        default: Any = p.default
-        if p.kind is inspect.Parameter.VAR_POSITIONAL and annotation in (Array, Arrays):
+        if stars == "*" and annotation in (Array, Arrays):
             annotation, default = Arrays, _VARIADIC
-        elif p.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-            raise KernelError(f"{fn.__name__}: `*{p.name}` is not supported, use {p.name}: Arrays")
+        elif stars:
+            raise KernelError(f"{fn.__name__}: `*{name}` is not supported, use {name}: Arrays")
         if isinstance(annotation, DType):
-            out.append(_Parameter(p.name, "scalar", annotation, default))
+            out.append(_Parameter(name, "scalar", annotation, default))
         elif annotation is Array:
-            out.append(_Parameter(p.name, "array", None, default))
+            out.append(_Parameter(name, "array", None, default))
         elif annotation is Arrays:
-            out.append(_Parameter(p.name, "arrays", None, default))
+            out.append(_Parameter(name, "arrays", None, default))
         elif annotation is Const:
-            out.append(_Parameter(p.name, "const", None, default))
+            out.append(_Parameter(name, "const", None, default))
         else:
-            got = "none" if annotation is _EMPTY else repr(p.annotation)
+            got = "none" if annotation is _EMPTY else repr(written)
             raise KernelError(
-                f"{fn.__name__}: parameter {p.name!r} wants an annotation: Array, Arrays, Const or "
+                f"{fn.__name__}: parameter {name!r} wants an annotation: Array, Arrays, Const or "
                 f"a dtype such as f32 for a runtime scalar; it has {got}"
             )
     return tuple(out)
@@ -408,6 +425,8 @@ def _parameters(fn: types.FunctionType) -> tuple[_Parameter, ...]:
 
 def _resolve(fn: types.FunctionType, annotation: str) -> Any:
     """A string annotation (``from __future__ import annotations``) as an object."""
+    if annotation in fn.__globals__ and annotation not in fn.__code__.co_freevars:
+        return fn.__globals__[annotation]
     names = dict(fn.__globals__)
     for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or ()):
         try:

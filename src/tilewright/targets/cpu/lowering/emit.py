@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from tilewright.dtypes import DType, boolean, f16, f32, f64, from_float32
 from tilewright.errors import CompileError
@@ -276,9 +277,7 @@ class Emitter:
 
     def iota(self, width: int, element: str = "i64", start: int = 0, step: int = 1) -> str:
         """``start, start + step, ...`` as a literal."""
-        if width == 1:
-            return str(start)
-        return "<" + ", ".join(f"{element} {start + step * i}" for i in range(width)) + ">"
+        return _iota(width, element, start, step)
 
     # --- i64 address arithmetic, folding literals ---
 
@@ -328,6 +327,13 @@ class Emitter:
         if b is None or b == "true":
             return a
         return self.op(f"and i1 {a}, {b}")
+
+
+@lru_cache(maxsize=256)
+def _iota(width: int, element: str, start: int, step: int) -> str:
+    if width == 1:
+        return str(start)
+    return "<" + ", ".join(f"{element} {start + step * i}" for i in range(width)) + ">"
 
 
 def _wrap(n: int) -> str:
