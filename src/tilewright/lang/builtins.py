@@ -94,6 +94,7 @@ from tilewright.lang.reductions import (
     dot4,
     max,
     min,
+    pack2,
     prod,
     sum,
 )
@@ -166,6 +167,7 @@ __all__ = [
     "minimum",
     "nextafter",
     "num_programs",
+    "pack2",
     "popcount",
     "pow",
     "prefetch",

@@ -369,6 +369,9 @@ def evaluate(
         return _scan(dtype, args[0], attrs["fn"], attrs["axis"], attrs["reverse"])
     if name == "dot":
         return _dot(dtypes, *args)
+    if name == "pack2":
+        first, second = (from_float32(_flushed(x, x)).astype(np.uint32) for x in args)
+        return np.asarray(first | (second << np.uint32(16)))
     if name == "dot2":
         return _dot2(*args)
     if name == "dot4":

@@ -26,7 +26,7 @@ from tilewright.lang.tile import (
 
 __all__ = [
     "all", "any", "argmax", "argmin", "associative_scan", "cumsum", "dot", "dot2", "dot4", "max",
-    "min", "prod", "sum",
+    "min", "pack2", "prod", "sum",
 ]  # fmt: skip
 
 
@@ -219,6 +219,19 @@ def dot2(acc: Any, a: Any, b: Any) -> Tile:
         )
     shape = broadcast("dot2", total, x, y)
     return current().emit("dot2", (total, x, y), (TileType(f32, shape),))[0]
+
+
+@builtin
+def pack2(first: Any, second: Any) -> Tile:
+    """Two f32 tiles as bf16 pairs, what ``dot2`` takes: u32 with ``first`` in the low half.
+
+    Rounded to nearest even; what is below the normal range of f32 becomes zero.
+    """
+    x, y = as_tile(first), as_tile(second)
+    if x.dtype is not f32 or y.dtype is not f32:
+        raise KernelError(f"pack2 wants (f32, f32), got {describe(x)}, {describe(y)}")
+    shape = broadcast("pack2", x, y)
+    return current().emit("pack2", (x, y), (TileType(u32, shape),))[0]
 
 
 @builtin

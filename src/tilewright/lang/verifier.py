@@ -121,6 +121,12 @@ def _check_dot2(op: Op) -> str:
     return _check_broadcast(op, [v.shape for v in op.operands])
 
 
+def _check_pack2(op: Op) -> str:
+    if any(v.dtype is not f32 for v in op.operands) or op.result.dtype is not u32:
+        return "wants (f32, f32) -> u32"
+    return _check_broadcast(op, [v.shape for v in op.operands])
+
+
 def _check_dot4(op: Op) -> str:
     if op.operands[0].dtype is not i32 or any(v.dtype not in (i32, u32) for v in op.operands[1:]):
         return "wants (i32, i32|u32, i32|u32)"
@@ -290,6 +296,7 @@ _CHECKS: Final[dict[str, Callable[[Op], str]]] = {
     "where": _check_where,
     "dot": _check_dot,
     "dot2": _check_dot2,
+    "pack2": _check_pack2,
     "dot4": _check_dot4,
     "for": _check_for,
     "if": _check_if,

@@ -31,6 +31,7 @@ from tilewright.lang import (
     fma,
     i64,
     load,
+    pack2,
     prefetch,
     program_id,
     scratch,
@@ -55,6 +56,8 @@ _UNROLL = 4
 
 def _pair(low, high):
     """Two tiles as bf16 pairs."""
+    if low.dtype is f32:
+        return pack2(low, high)
     first = bitcast(low.to(bf16), u16).to(u32)
     second = bitcast(high.to(bf16), u16).to(u32)
     return first | (second << 16)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from tilewright.dtypes import DType, boolean, f32, i32, u32
+from tilewright.dtypes import DType, bf16, boolean, f32, i32, u32
 from tilewright.lang import ir
 from tilewright.targets.cpu.lowering import arith
 from tilewright.targets.cpu.lowering.access import Access
@@ -20,6 +20,7 @@ from tilewright.targets.cpu.lowering.arith import cast_tile
 from tilewright.targets.cpu.lowering.context import Context, Handler, elementwise
 from tilewright.targets.cpu.lowering.control import counted_loop
 from tilewright.targets.cpu.lowering.emit import literal, mem_type, reg_type, vec
+from tilewright.targets.cpu.lowering.half import from_f32
 from tilewright.targets.cpu.lowering.tile import Tile, aligned, chunk_widths
 
 __all__ = ["HANDLERS"]
@@ -359,6 +360,30 @@ def dot2_value(ctx: Context, acc: str, a: str, b: str, width: int) -> str:
     return acc
 
 
+def _pack2(ctx: Context, op: ir.Op) -> None:
+    elementwise(ctx, op, lambda v, w: pack2_value(ctx, v[0], v[1], w))
+
+
+def pack2_value(ctx: Context, first: str, second: str, width: int) -> str:
+    """A u32 per lane: two f32 rounded to bf16, subnormals as zeros."""
+    em = ctx.em
+    type, words = vec("float", width), vec("i32", width)
+    if ctx.machine.has_avx512_bf16 and width in (4, 8, 16):
+        many, halves = vec("bfloat", 2 * width), vec("i16", 2 * width)
+        name = f"llvm.x86.avx512bf16.cvtne2ps2bf16.{32 * width}"
+        both = em.call(name, many, [(type, second), (type, first)])
+        both = em.op(f"bitcast {many} {both} to {halves}")
+        order = [i // 2 + width * (i % 2) for i in range(2 * width)]
+        both = em.shuffle("i16", 2 * width, both, "poison", order)
+        return em.op(f"bitcast {halves} {both} to {words}")
+    parts: list[str] = []
+    for x in (first, second):
+        bits = from_f32(ctx, bf16, _without_subnormals(ctx, x, width), width)
+        parts.append(em.op(f"zext {vec('i16', width)} {bits} to {words}"))
+    high = em.op(f"shl {words} {parts[1]}, {literal_all(16, width)}")
+    return em.op(f"or {words} {parts[0]}, {high}")
+
+
 def _without_subnormals(ctx: Context, value: str, width: int) -> str:
     """f32 lanes below the normal range become zeros of their sign."""
     em = ctx.em
@@ -487,4 +512,4 @@ def _byte(ctx: Context, value: str, shift: int, dtype: DType, width: int) -> str
     return em.op(f"{op} {type} {value}, {literal_all(24, width)}")
 
 
-HANDLERS: dict[str, Handler] = {"dot": _dot, "dot2": _dot2, "dot4": _dot4}
+HANDLERS: dict[str, Handler] = {"dot": _dot, "dot2": _dot2, "pack2": _pack2, "dot4": _dot4}

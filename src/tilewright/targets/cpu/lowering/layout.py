@@ -10,7 +10,7 @@ __all__ = ["deferred_loads", "scalar_tiles"]
 
 # Results of these are computed in vectors even if every lane is then broadcast: too dear otherwise.
 _VECTOR_ONLY = frozenset(
-    ["div", "floordiv", "mod", "dot", "dot2", "dot4", *UNARY_FUNCTIONS, *BINARY_FUNCTIONS]
+    ["div", "floordiv", "mod", "dot", "dot2", "pack2", "dot4", *UNARY_FUNCTIONS, *BINARY_FUNCTIONS]
 )
 _FOLLOW = (
     ir.UNARY | ir.BINARY | ir.COMPARE | {"fma", "where", "cast", "bitcast", "concat", "broadcast"}
