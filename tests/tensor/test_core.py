@@ -256,6 +256,9 @@ def test_asarray_takes_what_there_is() -> None:
     assert tw.asarray(np.float32(2)).dtype is tw.float32
     assert tw.asarray(0j).dtype is tw.float32
     assert tw.asarray(2**64 - 1, dtype=tw.uint64).item() == 2**64 - 1
+    assert tw.asarray([1, 2**63 + 1], dtype=tw.uint64).tolist() == [1, 2**63 + 1]
+    with pytest.raises(OverflowError):
+        tw.asarray([-1, 2**63 + 1])
     assert tw.Tensor([1.0], requires_grad=True).requires_grad
     with pytest.raises(OverflowError):
         tw.asarray([300], dtype=tw.uint8)

@@ -134,7 +134,7 @@ def test_eigenvectors_and_logdet() -> None:
 
 
 def test_linalg_errors() -> None:
-    with pytest.raises(tw.ShapeError, match="[Ss]ingular"):
+    with pytest.raises(tw.ShapeError, match="ingular"):
         tw.linalg.inv(tw.zeros((2, 2)))
     with pytest.raises(tw.ShapeError, match="square"):
         tw.linalg.det(tw.zeros((2, 3)))

@@ -18,6 +18,7 @@ from tilewright.ops import elementwise as ew
 from tilewright.tensor.core import DERIVED, LEAF, PLAIN, VARIABLE, Tensor, realize
 from tilewright.tensor.modes import mode
 from tilewright.tensor.nodes import own
+from tilewright.tensor.sparse import SparseRows, settled, sparse_rows
 from tilewright.tensor.tree import leaves, map_tree, replaced
 
 __all__ = [
@@ -80,13 +81,32 @@ def backward(
             node = ew.add(tensor.grad.node, node)
         tensor.grad = Tensor(node)
     if mode.trace is None:
-        realize(*outputs, *(t.grad for t in fresh if t.grad is not None), *alive)
+        _realize_gradients(list(fresh), [*outputs, *alive])
     if not retain_graph:
         for y in outputs:
             if y._tracks == DERIVED:
                 y._tracks = PLAIN
                 if mode.trace is None:
                     realize(y)  # forgets the history
+
+
+def _realize_gradients(leaves: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    """Compute the gradients of ``leaves`` and ``others`` in one program; sparse ones stay so."""
+    wanted, sparse = list(others), []
+    for tensor in leaves:
+        grad = tensor.grad
+        assert grad is not None
+        parts = sparse_rows(grad.node)
+        if parts is None:
+            wanted.append(grad)
+        else:
+            pair = Tensor(parts.ids), Tensor(parts.rows)
+            wanted += pair
+            sparse.append((grad, pair))
+    realize(*wanted)
+    for grad, (ids, rows) in sparse:
+        grad.node = settled(SparseRows(ids.node, rows.node), grad.shape[0])
+        own(grad.node, grad)
 
 
 def _cotangent(output: Tensor, cotangent: Tensor | None) -> Node:

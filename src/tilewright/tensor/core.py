@@ -27,7 +27,7 @@ from tilewright.runtime.buffers import Buffer
 from tilewright.tensor.memory import array_of
 from tilewright.tensor.methods import Methods
 from tilewright.tensor.modes import mode, trace_error
-from tilewright.tensor.nodes import cast_node, fresh, number_node, own
+from tilewright.tensor.nodes import cast_node, fresh, number_node, own, whole_quotient
 from tilewright.tensor.promotion import DEFAULT_FLOAT, promoted, scalar_dtype
 
 __all__ = [
@@ -379,10 +379,10 @@ class Tensor(Methods):
         return binary(ew.div, self, other, swap=True, floating=True)
 
     def __floordiv__(self, other: Any) -> Tensor:
-        return binary(ew.floor_divide, self, other)
+        return binary(whole_quotient, self, other)
 
     def __rfloordiv__(self, other: Any) -> Tensor:
-        return binary(ew.floor_divide, self, other, swap=True)
+        return binary(whole_quotient, self, other, swap=True)
 
     def __mod__(self, other: Any) -> Tensor:
         return binary(ew.remainder, self, other)

@@ -151,17 +151,16 @@ def _from_numbers(obj: Any, wanted: DType | None) -> Tensor:
         raise ShapeError(f"asarray: the sequences differ in length ({error})") from None
     except OverflowError:
         array = np.asarray(obj, object)
-    kind = array.dtype.kind
-    if array.size == 0 and kind == "f":
-        dtype = wanted or DEFAULT_FLOAT
-    elif kind == "b":
-        dtype = wanted or boolean
-    elif kind in "iu":
-        dtype = wanted or DEFAULT_INT
-    elif kind == "f":
-        dtype = wanted or DEFAULT_FLOAT
-    else:
+    if array.dtype.kind not in "bfiuO" or (array.dtype.kind == "O" and not _all_ints(array)):
         raise DTypeError(f"no dtype holds {_example(obj)!r}: tensors are real numbers or bool")
+    if array.dtype.kind == "f" and _all_ints(np.asarray(obj, object)):
+        array = np.asarray(obj, object)  # ints of both signs, some beyond int64
+    return _from_numbers_array(array, wanted)
+
+
+def _from_numbers_array(array: np.ndarray, wanted: DType | None) -> Tensor:
+    kind = array.dtype.kind if array.dtype.kind != "O" else "i"
+    dtype = wanted or {"b": boolean, "f": DEFAULT_FLOAT}.get(kind, DEFAULT_INT)
     if dtype.is_integer and kind in "iu" and array.size:
         low, high = RANGES[dtype]
         if int(array.min()) < low or int(array.max()) > high:
@@ -173,6 +172,11 @@ def _from_numbers(obj: Any, wanted: DType | None) -> Tensor:
         if dtype is bf16:
             return from_numpy(from_float32(array.astype(np.float32)), bf16, copy=True)
         return from_numpy(array.astype(dtype.storage), copy=True)
+
+
+def _all_ints(array: np.ndarray) -> bool:
+    """Whether an array of Python objects has ints only, and some."""
+    return array.size > 0 and all(type(v) is int for v in array.flat)
 
 
 def _has_tensor(items: Sequence[Any]) -> bool:
@@ -203,6 +207,8 @@ def from_dlpack(x: Any, /, *, device: Any = None, copy: bool | None = None) -> T
     from tilewright.tensor.dlpack import load
 
     check_device(device)
+    if isinstance(x, Tensor):
+        return +x if copy else x
     return load(x, copy=copy)
 
 

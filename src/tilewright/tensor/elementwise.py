@@ -16,7 +16,7 @@ from tilewright.errors import DTypeError
 from tilewright.graph import Node, scalar_node
 from tilewright.ops import elementwise as ew
 from tilewright.tensor.core import Build, Tensor, apply, binary
-from tilewright.tensor.nodes import cast_node
+from tilewright.tensor.nodes import cast_node, whole_quotient
 from tilewright.tensor.promotion import DEFAULT_FLOAT, RANGES, Number
 
 
@@ -144,7 +144,7 @@ bitwise_xor = _pair("bitwise_xor", ew.bitwise_xor, "``x1 ^ x2``, of integers or 
 copysign = _pair("copysign", ew.copysign, "``x1`` with the sign of ``x2``.", floating=True)
 divide = _pair("divide", ew.div, "``x1 / x2``; integers as float32.", floating=True)
 equal = _pair("equal", ew.eq, "``x1 == x2``.")
-floor_divide = _pair("floor_divide", ew.floor_divide, "``floor(x1 / x2)``; 0 for integers over 0.")
+floor_divide = _pair("floor_divide", whole_quotient, "``floor(x1 / x2)``; 0 for integers over 0.")
 greater = _pair("greater", ew.gt, "``x1 > x2``.")
 greater_equal = _pair("greater_equal", ew.ge, "``x1 >= x2``.")
 hypot = _pair("hypot", ew.hypot, "``sqrt(x1**2 + x2**2)`` without overflow.", floating=True)

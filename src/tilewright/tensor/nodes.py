@@ -14,7 +14,7 @@ from tilewright.tensor.promotion import Number
 if TYPE_CHECKING:
     from tilewright.tensor.core import Tensor
 
-__all__ = ["cast_node", "fresh", "number_node", "own"]
+__all__ = ["cast_node", "fresh", "number_node", "own", "whole_quotient"]
 
 
 def fresh(node: Node) -> Node:
@@ -39,3 +39,15 @@ def cast_node(node: Node, dtype: DType) -> Node:
     if node.op == "scalar" and dtype.is_float:
         return scalar_node(float(node.attrs["value"]), dtype)
     return ew.cast(node, dtype)
+
+
+def whole_quotient(x: Node, y: Node) -> Node:
+    """``floor(x / y)`` as Python has it, but as the standard has it where one is infinite.
+
+    There Python says NaN and -1, the standard the floor of the quotient: infinities and zeros.
+    """
+    found = ew.floor_divide(x, y)
+    if x.dtype.kind != "f":
+        return found
+    infinite = ew.logical_or(ew.isinf(x), ew.isinf(y))
+    return ew.where(infinite, ew.floor(ew.div(x, y)), found)
