@@ -179,6 +179,10 @@ def _int_binary(ctx: Context, name: str, dtype: DType, x: str, y: str, width: in
     if name in ("max", "min"):
         return em.intrinsic(("s" if signed else "u") + name, element, width, x, y)
     if name in ("shl", "shr"):
+        known = _known(y)
+        if known is not None and 0 <= known < dtype.bits:
+            op = "shl" if name == "shl" else "ashr" if signed else "lshr"
+            return em.op(f"{op} {type} {x}, {y}")
         limit = splat_of(dtype.bits - 1, dtype, width)
         inside = em.op(f"icmp ule {type} {y}, {limit}")
         if name == "shr" and signed:
@@ -195,35 +199,75 @@ def _int_binary(ctx: Context, name: str, dtype: DType, x: str, y: str, width: in
     raise KeyError(name)
 
 
+def _known(operand: str) -> int | None:
+    """The integer that every lane of a constant holds; None for other operands."""
+    if operand.startswith("splat ("):
+        operand = operand[operand.index(" ", 7) + 1 : -1]
+    elif operand == "zeroinitializer":
+        return 0
+    return int(operand) if operand.lstrip("-").isdecimal() else None
+
+
+def _quotient(ctx: Context, dtype: DType, x: str, y: str, width: int) -> str:
+    """``x / y`` without its fraction, for y that is not 0 (nor -1 beside the least integer).
+
+    No machine divides vectors of integers. A float with twice the integers' digits does: an inexact
+    quotient lies further from the next integer than its rounding reaches.
+    """
+    em = ctx.em
+    type = vec(reg_type(dtype), width)
+    sign = "s" if dtype.is_signed else "u"
+    native = dtype.bits <= 16 or (dtype.bits == 32 and (dtype.is_signed or ctx.machine.has_avx512))
+    if width == 1 or not native:
+        return em.op(f"{sign}div {type} {x}, {y}")
+    wide = vec("float" if dtype.bits <= 16 else "double", width)
+    a, b = (em.op(f"{sign}itofp {type} {v} to {wide}") for v in (x, y))
+    ratio = em.op(f"fdiv {wide} {a}, {b}")
+    if dtype.bits == 32:
+        return em.op(f"fpto{sign}i {wide} {ratio} to {type}")
+    whole = em.op(f"fptosi {wide} {ratio} to {vec('i32', width)}")
+    return em.op(f"trunc {vec('i32', width)} {whole} to {type}")
+
+
 def _int_divmod(ctx: Context, name: str, dtype: DType, x: str, y: str, width: int) -> str:
     em = ctx.em
     element = reg_type(dtype)
     type, flag = vec(element, width), vec("i1", width)
     zero, one = splat_of(0, dtype, width), splat_of(1, dtype, width)
-    by_zero = em.op(f"icmp eq {type} {y}, {zero}")
-    divisor = em.op(f"select {flag} {by_zero}, {type} {one}, {type} {y}")
-    if not dtype.is_signed:
-        op = "udiv" if name == "floordiv" else "urem"
-        out = em.op(f"{op} {type} {x}, {divisor}")
-        return em.op(f"select {flag} {by_zero}, {type} {zero}, {type} {out}")
-    # The smallest integer divided by -1 overflows: divide by 1 and negate instead.
-    minus = em.op(f"icmp eq {type} {y}, {splat_of(-1, dtype, width)}")
-    divisor = em.op(f"select {flag} {minus}, {type} {one}, {type} {divisor}")
-    quotient = em.op(f"sdiv {type} {x}, {divisor}")
-    back = em.op(f"mul {type} {quotient}, {divisor}")
-    rest = em.op(f"sub {type} {x}, {back}")
-    nonzero = em.op(f"icmp ne {type} {rest}, {zero}")
-    signs = em.op(f"xor {type} {rest}, {divisor}")
-    differs = em.op(f"icmp slt {type} {signs}, {zero}")
-    fix = em.op(f"and {flag} {nonzero}, {differs}")
-    if name == "mod":
-        upper = em.op(f"add {type} {rest}, {divisor}")
-        out = em.op(f"select {flag} {fix}, {type} {upper}, {type} {rest}")
-        return em.op(f"select {flag} {by_zero}, {type} {zero}, {type} {out}")
-    lower = em.op(f"sub {type} {quotient}, {one}")
-    out = em.op(f"select {flag} {fix}, {type} {lower}, {type} {quotient}")
-    negated = em.op(f"sub {type} {zero}, {x}")
-    out = em.op(f"select {flag} {minus}, {type} {negated}, {type} {out}")
+    known = _known(y)
+    plain = known is not None and known not in (0, -1)
+    divisor = y
+    if not plain:
+        by_zero = em.op(f"icmp eq {type} {y}, {zero}")
+        divisor = em.op(f"select {flag} {by_zero}, {type} {one}, {type} {y}")
+    minus = ""
+    if dtype.is_signed and not plain:
+        # The smallest integer divided by -1 overflows: divide by 1 and negate instead.
+        minus = em.op(f"icmp eq {type} {y}, {splat_of(-1, dtype, width)}")
+        divisor = em.op(f"select {flag} {minus}, {type} {one}, {type} {divisor}")
+    if plain and width > 1:  # by multiplication
+        op = "sdiv" if dtype.is_signed else "udiv"
+        out = quotient = em.op(f"{op} {type} {x}, {divisor}")
+    else:
+        out = quotient = _quotient(ctx, dtype, x, divisor, width)
+    if name == "mod" or dtype.is_signed:
+        back = em.op(f"mul {type} {quotient}, {divisor}")
+        rest = em.op(f"sub {type} {x}, {back}")
+        if name == "mod":
+            out = rest
+    if dtype.is_signed:
+        nonzero = em.op(f"icmp ne {type} {rest}, {zero}")
+        signs = em.op(f"xor {type} {rest}, {divisor}")
+        differs = em.op(f"icmp slt {type} {signs}, {zero}")
+        fix = em.op(f"and {flag} {nonzero}, {differs}")
+        step, other = ("add", divisor) if name == "mod" else ("sub", one)
+        fixed = em.op(f"{step} {type} {out}, {other}")
+        out = em.op(f"select {flag} {fix}, {type} {fixed}, {type} {out}")
+        if minus and name == "floordiv":
+            negated = em.op(f"sub {type} {zero}, {x}")
+            out = em.op(f"select {flag} {minus}, {type} {negated}, {type} {out}")
+    if plain:
+        return out
     return em.op(f"select {flag} {by_zero}, {type} {zero}, {type} {out}")
 
 
