@@ -69,7 +69,7 @@ class MultiheadAttention(Module):
                 parts.append(_by_heads(F.linear(x, self.in_proj_weight[rows], own), self.heads))
             q, k, v = parts
             y = F.attention(q, k, v, mask, causal, layout="bthd")
-        return self.out_proj(y.reshape((batch, steps, width)))  # type: ignore[no-any-return]
+        return self.out_proj(y.reshape((batch, steps, width)))
 
 
 class FusedAttention(Module):
@@ -143,4 +143,4 @@ class Attention(Module):
         if self._rotary is not None:
             q, k = self._rotary(q, positions), self._rotary(k, positions)
         y = F.attention(q, k, v, mask, self.causal, layout="bthd")
-        return self.o_proj(y.reshape((x.shape[0], x.shape[1], -1)))  # type: ignore[no-any-return]
+        return self.o_proj(y.reshape((x.shape[0], x.shape[1], -1)))

@@ -47,6 +47,7 @@ from tilewright.tensor.elementwise import (
 from tilewright.tensor.linalg import matmul
 from tilewright.tensor.manipulation import pad
 from tilewright.tensor.reductions import log_softmax, softmax
+from tilewright.tensor.sparse import sparse_node
 
 __all__ = [
     "adaptive_avg_pool",
@@ -125,7 +126,6 @@ def embedding(ids: Tensor, weight: Tensor, sparse: bool = False) -> Tensor:
     """
     if not ids.dtype.is_integer:
         raise ShapeError(f"embedding: ids are integers, got {ids.dtype}")
-    width = weight.shape[1:]
 
     def build(w: Node, i: Node) -> Node:
         i = i if i.dtype.bits >= 32 and i.dtype.kind == "i" else ew.cast(i, i64)
@@ -134,14 +134,12 @@ def embedding(ids: Tensor, weight: Tensor, sparse: bool = False) -> Tensor:
         n = int(w.shape[0])  # type: ignore[arg-type]
 
         def rule(inputs: Any, outputs: Any, grads: Any) -> list[Node | None]:
-            rows = indexing.scatter_rows(i, grads[0], n)
-            return [Node(rows.op, rows.inputs, rows.shape, rows.dtype, rows.attrs, "sparse")]
+            return [sparse_node(i, grads[0], n)]
 
-        return custom_gradient(lambda table: indexing.take(table, i, 0), rule)(w)  # type: ignore[no-any-return]
+        return custom_gradient(lambda table: indexing.take(table, i, 0), rule)(w)
 
     if weight.ndim < 1:
         raise ShapeError(f"embedding: a weight (n, width), got shape {weight.shape}")
-    del width
     return apply(build, weight, ids)
 
 
@@ -149,7 +147,7 @@ def one_hot(ids: Tensor, classes: int, dtype: Any = f32) -> Tensor:
     """1 at each id, 0 elsewhere: ids (...) -> (..., classes)."""
 
     def build(i: Node) -> Node:
-        shape = (*i.shape, classes)
+        shape = (*views.sizes_of(i), classes)
         wide = views.reshape(ew.cast(i, i64), (*i.shape, 1))
         return ew.eq(ew.iota(shape, len(shape) - 1, i64), wide)
 
@@ -185,7 +183,8 @@ def conv(
 ) -> Tensor:
     """Convolution over one to three axes: x (N, C, *size), weight (O, C/groups, *kernel).
 
-    bias (O,). padding: zeros around, a number, one per axis, pairs (before, after), ``"valid"`` or ``"same"``.
+    bias (O,). padding: zeros around: a number, one per axis, pairs (before, after), ``"valid"`` or
+    ``"same"``.
     """
     x, weight = cast_operands(x, weight)
     y = apply(

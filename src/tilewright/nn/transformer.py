@@ -66,7 +66,7 @@ class GPTBlock(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.ln_2(x))
 
 
 class _GPTBody(Module):
@@ -85,7 +85,7 @@ class _GPTBody(Module):
         x = F.dropout(x, self.dropout, self.training)
         for block in self.h:
             x = block(x)
-        return self.ln_f(x)  # type: ignore[no-any-return]
+        return self.ln_f(x)
 
 
 class GPT(Module):
@@ -110,7 +110,7 @@ class GPT(Module):
                 init.zeros_(p)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.lm_head(self.transformer(ids))  # type: ignore[no-any-return]
+        return self.lm_head(self.transformer(ids))
 
 
 # llama
@@ -145,7 +145,7 @@ class LlamaBlock(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x))
-        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class _LlamaBody(Module):
@@ -164,7 +164,7 @@ class _LlamaBody(Module):
         x = self.embed_tokens(ids)
         for layer in self.layers:
             x = layer(x)
-        return self.norm(x)  # type: ignore[no-any-return]
+        return self.norm(x)
 
 
 class Llama(Module):
@@ -183,7 +183,7 @@ class Llama(Module):
                 init.normal_(p, std=small if last else 0.02)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.lm_head(self.model(ids))  # type: ignore[no-any-return]
+        return self.lm_head(self.model(ids))
 
 
 # ViT
@@ -218,7 +218,7 @@ class ViTBlock(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.norm2(x))
 
 
 class _PatchEmbed(Module):
@@ -227,7 +227,7 @@ class _PatchEmbed(Module):
         self.proj = Conv2d(config.channels, config.n_embd, size, stride=size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).permute(0, 2, 1)  # type: ignore[no-any-return]
+        return self.proj(x).flatten(2).permute(0, 2, 1)
 
 
 class ViT(Module):
@@ -260,4 +260,4 @@ class ViT(Module):
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x)[:, 0])  # type: ignore[no-any-return]
+        return self.head(self.norm(x)[:, 0])
