@@ -38,9 +38,21 @@ def test_numpy_both_ways(view: Any) -> None:
         assert not back.flags.writeable
 
 
-NAMES = (
-    "bfloat16 float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool"
-).split()
+NAMES = [
+    "bfloat16",
+    "float16",
+    "float32",
+    "float64",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "bool",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,7 +12,7 @@ that does (then its node keeps its history when it is realised).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import numpy as np
@@ -24,7 +24,7 @@ from tilewright.graph import Node, data_node
 from tilewright.ops import elementwise as ew
 from tilewright.ops import views
 from tilewright.runtime.buffers import Buffer
-from tilewright.tensor.memory import array_of
+from tilewright.tensor.conversions import Conversions
 from tilewright.tensor.methods import Methods
 from tilewright.tensor.modes import mode, trace_error
 from tilewright.tensor.nodes import cast_node, fresh, number_node, own, whole_quotient
@@ -56,7 +56,7 @@ VARIABLE: Final = 3  # what a transformation such as grad() differentiates by
 Build = Callable[[Node, Node], Node]
 
 
-class Tensor(Methods):
+class Tensor(Conversions, Methods):
     """An array of one dtype, computed when needed.
 
     ``Tensor(data, dtype=None, requires_grad=False)`` takes numbers, nested sequences, arrays and
@@ -190,74 +190,6 @@ class Tensor(Methods):
             realize(self)
         return cast(Buffer, self.node.value)
 
-    def numpy(self) -> np.ndarray:
-        """The value as a read-only ndarray over the same memory (bf16: a float32 copy)."""
-        return array_of(self.buffer("numpy()"))
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        array = array_of(self.buffer("a conversion to a NumPy array"))
-        if dtype is not None and array.dtype != np.dtype(dtype):
-            if copy is False:
-                raise ValueError(f"a {self.dtype} tensor as {np.dtype(dtype)} needs a copy")
-            return array.astype(dtype)
-        return array.copy() if copy else array
-
-    def item(self) -> bool | int | float:
-        """The value of a tensor of one element, as a Python number."""
-        if self.size != 1:
-            raise ShapeError(f"item() wants one element, the tensor has shape {self.shape}")
-        return array_of(self.buffer("item()")).item()
-
-    def tolist(self) -> Any:
-        """The value as (nested) lists of Python numbers; a number if 0-d."""
-        return array_of(self.buffer("tolist()")).tolist()
-
-    def __bool__(self) -> bool:
-        return bool(self._number("bool()"))
-
-    def __int__(self) -> int:
-        return int(self._number("int()"))
-
-    def __float__(self) -> float:
-        return float(self._number("float()"))
-
-    def __complex__(self) -> complex:
-        return complex(self._number("complex()"))
-
-    def __index__(self) -> int:
-        if not self.dtype.is_integer:
-            raise DTypeError(f"an index is an integer, this tensor is {self.dtype}")
-        return int(self._number("an index"))
-
-    def _number(self, what: str) -> bool | int | float:
-        if self.node.shape:
-            raise DTypeError(
-                f"{what} wants a tensor without axes, this one has shape {self.shape}: "
-                "use item() for one element, any() or all() for a truth"
-            )
-        return array_of(self.buffer(what)).item()
-
-    def __repr__(self) -> str:
-        from tilewright.tensor.printing import text_of
-
-        return text_of(self)
-
-    def __format__(self, spec: str) -> str:
-        return format(self.item(), spec) if spec and self.ndim == 0 else format(repr(self), spec)
-
-    def __len__(self) -> int:
-        if not self.node.shape:
-            raise DTypeError("a tensor without axes has no length")
-        return self.shape[0]
-
-    def __iter__(self) -> Iterator[Tensor]:
-        if not self.node.shape:
-            raise DTypeError("a tensor without axes cannot be iterated over")
-        return iter([self[i] for i in range(self.shape[0])])
-
-    def __contains__(self, value: Any) -> bool:
-        return bool((self == value).any())
-
     def __copy__(self) -> Tensor:
         copied = Tensor(fresh(self.node))
         copied._tracks = self._tracks
@@ -354,103 +286,106 @@ class Tensor(Methods):
 
     # operators
 
-    def __add__(self, other: Any) -> Tensor:
+    def __add__(self, other: Any, /) -> Tensor:
         return binary(ew.add, self, other)
 
-    def __radd__(self, other: Any) -> Tensor:
+    def __radd__(self, other: Any, /) -> Tensor:
         return binary(ew.add, self, other, swap=True)
 
-    def __sub__(self, other: Any) -> Tensor:
+    def __sub__(self, other: Any, /) -> Tensor:
         return binary(ew.sub, self, other)
 
-    def __rsub__(self, other: Any) -> Tensor:
+    def __rsub__(self, other: Any, /) -> Tensor:
         return binary(ew.sub, self, other, swap=True)
 
-    def __mul__(self, other: Any) -> Tensor:
+    def __mul__(self, other: Any, /) -> Tensor:
         return binary(ew.mul, self, other)
 
-    def __rmul__(self, other: Any) -> Tensor:
+    def __rmul__(self, other: Any, /) -> Tensor:
         return binary(ew.mul, self, other, swap=True)
 
-    def __truediv__(self, other: Any) -> Tensor:
+    def __truediv__(self, other: Any, /) -> Tensor:
         return binary(ew.div, self, other, floating=True)
 
-    def __rtruediv__(self, other: Any) -> Tensor:
+    def __rtruediv__(self, other: Any, /) -> Tensor:
         return binary(ew.div, self, other, swap=True, floating=True)
 
-    def __floordiv__(self, other: Any) -> Tensor:
+    def __floordiv__(self, other: Any, /) -> Tensor:
         return binary(whole_quotient, self, other)
 
-    def __rfloordiv__(self, other: Any) -> Tensor:
+    def __rfloordiv__(self, other: Any, /) -> Tensor:
         return binary(whole_quotient, self, other, swap=True)
 
-    def __mod__(self, other: Any) -> Tensor:
+    def __mod__(self, other: Any, /) -> Tensor:
         return binary(ew.remainder, self, other)
 
-    def __rmod__(self, other: Any) -> Tensor:
+    def __rmod__(self, other: Any, /) -> Tensor:
         return binary(ew.remainder, self, other, swap=True)
 
-    def __pow__(self, other: Any) -> Tensor:
+    def __pow__(self, other: Any, /) -> Tensor:
         if other.__class__ is int and other == 2 and self.node.dtype.kind != "b":
             return apply(ew.square, self)  # the same bits as pow, without a logarithm
         return binary(ew.pow, self, other)
 
-    def __rpow__(self, other: Any) -> Tensor:
+    def __rpow__(self, other: Any, /) -> Tensor:
         return binary(ew.pow, self, other, swap=True)
 
-    def __matmul__(self, other: Any) -> Tensor:
+    def __matmul__(self, other: Any, /) -> Tensor:
         if not isinstance(other, Tensor):
             return NotImplemented
         from tilewright.tensor.linalg import matmul
 
         return matmul(self, other)
 
-    def __and__(self, other: Any) -> Tensor:
+    def __rmatmul__(self, other: Any, /) -> Tensor:
+        return NotImplemented  # the left operand is no tensor: __matmul__ would have been asked
+
+    def __and__(self, other: Any, /) -> Tensor:
         return binary(ew.bitwise_and, self, other)
 
-    def __rand__(self, other: Any) -> Tensor:
+    def __rand__(self, other: Any, /) -> Tensor:
         return binary(ew.bitwise_and, self, other, swap=True)
 
-    def __or__(self, other: Any) -> Tensor:
+    def __or__(self, other: Any, /) -> Tensor:
         return binary(ew.bitwise_or, self, other)
 
-    def __ror__(self, other: Any) -> Tensor:
+    def __ror__(self, other: Any, /) -> Tensor:
         return binary(ew.bitwise_or, self, other, swap=True)
 
-    def __xor__(self, other: Any) -> Tensor:
+    def __xor__(self, other: Any, /) -> Tensor:
         return binary(ew.bitwise_xor, self, other)
 
-    def __rxor__(self, other: Any) -> Tensor:
+    def __rxor__(self, other: Any, /) -> Tensor:
         return binary(ew.bitwise_xor, self, other, swap=True)
 
-    def __lshift__(self, other: Any) -> Tensor:
+    def __lshift__(self, other: Any, /) -> Tensor:
         return binary(ew.shift_left, self, other)
 
-    def __rlshift__(self, other: Any) -> Tensor:
+    def __rlshift__(self, other: Any, /) -> Tensor:
         return binary(ew.shift_left, self, other, swap=True)
 
-    def __rshift__(self, other: Any) -> Tensor:
+    def __rshift__(self, other: Any, /) -> Tensor:
         return binary(ew.shift_right, self, other)
 
-    def __rrshift__(self, other: Any) -> Tensor:
+    def __rrshift__(self, other: Any, /) -> Tensor:
         return binary(ew.shift_right, self, other, swap=True)
 
-    def __eq__(self, other: object) -> Tensor:  # type: ignore[override]
+    def __eq__(self, other: object, /) -> Tensor:  # type: ignore[override]
         return binary(ew.eq, self, other)
 
-    def __ne__(self, other: object) -> Tensor:  # type: ignore[override]
+    def __ne__(self, other: object, /) -> Tensor:  # type: ignore[override]
         return binary(ew.ne, self, other)
 
-    def __lt__(self, other: Any) -> Tensor:
+    def __lt__(self, other: Any, /) -> Tensor:
         return binary(ew.lt, self, other)
 
-    def __le__(self, other: Any) -> Tensor:
+    def __le__(self, other: Any, /) -> Tensor:
         return binary(ew.le, self, other)
 
-    def __gt__(self, other: Any) -> Tensor:
+    def __gt__(self, other: Any, /) -> Tensor:
         return binary(ew.gt, self, other)
 
-    def __ge__(self, other: Any) -> Tensor:
+    def __ge__(self, other: Any, /) -> Tensor:
         return binary(ew.ge, self, other)
 
     __hash__ = object.__hash__
@@ -467,43 +402,43 @@ class Tensor(Methods):
     def __invert__(self) -> Tensor:
         return apply(ew.bitwise_invert, self)
 
-    def __iadd__(self, other: Any) -> Tensor:
+    def __iadd__(self, other: Any, /) -> Tensor:
         return self._in_place(self + other)
 
-    def __isub__(self, other: Any) -> Tensor:
+    def __isub__(self, other: Any, /) -> Tensor:
         return self._in_place(self - other)
 
-    def __imul__(self, other: Any) -> Tensor:
+    def __imul__(self, other: Any, /) -> Tensor:
         return self._in_place(self * other)
 
-    def __itruediv__(self, other: Any) -> Tensor:
+    def __itruediv__(self, other: Any, /) -> Tensor:
         return self._in_place(self / other)
 
-    def __ifloordiv__(self, other: Any) -> Tensor:
+    def __ifloordiv__(self, other: Any, /) -> Tensor:
         return self._in_place(self // other)
 
-    def __imod__(self, other: Any) -> Tensor:
+    def __imod__(self, other: Any, /) -> Tensor:
         return self._in_place(self % other)
 
-    def __ipow__(self, other: Any) -> Tensor:
+    def __ipow__(self, other: Any, /) -> Tensor:
         return self._in_place(self**other)
 
-    def __imatmul__(self, other: Any) -> Tensor:
+    def __imatmul__(self, other: Any, /) -> Tensor:
         return self._in_place(self @ other)
 
-    def __iand__(self, other: Any) -> Tensor:
+    def __iand__(self, other: Any, /) -> Tensor:
         return self._in_place(self & other)
 
-    def __ior__(self, other: Any) -> Tensor:
+    def __ior__(self, other: Any, /) -> Tensor:
         return self._in_place(self | other)
 
-    def __ixor__(self, other: Any) -> Tensor:
+    def __ixor__(self, other: Any, /) -> Tensor:
         return self._in_place(self ^ other)
 
-    def __ilshift__(self, other: Any) -> Tensor:
+    def __ilshift__(self, other: Any, /) -> Tensor:
         return self._in_place(self << other)
 
-    def __irshift__(self, other: Any) -> Tensor:
+    def __irshift__(self, other: Any, /) -> Tensor:
         return self._in_place(self >> other)
 
 
