@@ -33,7 +33,7 @@ from tilewright.ops.indexing_kernels import (
     take_along_calls,
     take_calls,
 )
-from tilewright.ops.layout_kernels import copy_calls, fill_calls
+from tilewright.ops.layout_kernels import copy_calls, zero_calls
 from tilewright.ops.table import OpDef, make, register
 
 __all__ = [
@@ -98,7 +98,7 @@ def _accumulator(node: Node) -> Sequence[tuple[DType, Shape]]:
 def _scattered(base: Any | None, out: Any, workspace: Sequence[Any], run: Any) -> list[KernelCall]:
     """``run(total)`` between the start values (``base``, else zeros) and ``out``."""
     total = workspace[0] if workspace else out
-    calls = fill_calls(total) if base is None else copy_calls(base, total)
+    calls = zero_calls(total) if base is None else copy_calls(base, total)
     calls += run(total)
     if workspace:
         calls += copy_calls(total, out)

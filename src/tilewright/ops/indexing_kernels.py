@@ -15,6 +15,7 @@ from typing import Any
 from tilewright.lang import Array, Const, arange, minimum, program_id, unroll
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.layout_kernels import (
+    as_bits,
     block_for,
     divide,
     merge_axes,
@@ -147,6 +148,7 @@ def _launch(kernel: Any, args: tuple[Buffer, ...], out: Buffer, **consts: Any) -
 
 def take_calls(x: Buffer, ids: Buffer, out: Buffer, axis: int) -> list[KernelCall]:
     """``out = x.take(ids, axis)``; an id that is not there reads zero."""
+    x, out = as_bits(x), as_bits(out)
     last = axis + ids.ndim
     outer = merge_axes(x.shape[:axis], x.strides[:axis], out.strides[:axis])
     inner = merge_axes(x.shape[axis + 1 :], x.strides[axis + 1 :], out.strides[last:])
@@ -179,6 +181,7 @@ def _side(which: int, *groups: Merged) -> list[tuple[tuple[int, ...], tuple[int,
 
 def take_along_calls(x: Buffer, ids: Buffer, out: Buffer, axis: int) -> list[KernelCall]:
     """``out = take_along_axis(x, ids, axis)``: the other axes of x and ids are equal."""
+    x, out = as_bits(x), as_bits(out)
     outer, inner = _around(axis, x, ids, out)
     one = slice(axis, axis + 1)
     x, ids, out = (
@@ -198,6 +201,7 @@ def _around(axis: int, *arrays: Buffer) -> tuple[Merged, Merged]:
 
 def gather_nd_calls(x: Buffer, ids: Buffer, out: Buffer) -> list[KernelCall]:
     """``out[k.., i..] = x[*ids[k..], i..]``: ids (K.., n) name elements of the first n axes."""
+    x, out = as_bits(x), as_bits(out)
     n = ids.shape[-1]
     k, middle, inner = _nd_axes(x, ids, out)
     lanes = not inner[0]
@@ -345,6 +349,8 @@ def scatter_calls(
     """``out[.., ids[k..], ..] += updates[.., k.., ..]`` along ``axis``; ids outside are skipped."""
     if not updates.size * out.size:
         return []
+    if not add:
+        updates, out = as_bits(updates), as_bits(out)
     last = axis + ids.ndim
     outer = merge_axes(out.shape[:axis], out.strides[:axis], updates.strides[:axis])
     inner = _some(
@@ -373,6 +379,8 @@ def scatter_along_calls(
     """``out[o.., ids[o.., k, i..], i..] += updates[o.., k, i..]`` with k at ``axis``."""
     if not updates.size * out.size:
         return []
+    if not add:
+        updates, out = as_bits(updates), as_bits(out)
     outer, inner = _around(axis, out, ids, updates)
     one = slice(axis, axis + 1)
     out, ids, updates = (
@@ -393,6 +401,8 @@ def scatter_nd_calls(ids: Buffer, updates: Buffer, out: Buffer, add: bool) -> li
     """``out[*ids[k..], i..] += updates[k.., i..]``: ids (K.., n), n at least 1."""
     if not updates.size * out.size:
         return []
+    if not add:
+        updates, out = as_bits(updates), as_bits(out)
     n = ids.shape[-1]
     k, middle, inner = _nd_axes(out, ids, updates)
     k, inner = _some(k), _some(inner)

@@ -13,22 +13,24 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tilewright.lang import Array, Const, full, minimum, program_id, unroll
+from tilewright.dtypes import u8, u16, u32, u64
+from tilewright.lang import Array, Const, minimum, program_id, unroll, zeros
 from tilewright.ops.calls import KernelCall
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
 
 __all__ = [
+    "as_bits",
     "block_for",
     "copy_calls",
     "divide",
-    "fill_calls",
     "flattened",
     "merge_axes",
     "product",
     "relaid",
     "rows_per_program",
     "unravel",
+    "zero_calls",
 ]
 
 SPAN = 1024
@@ -73,17 +75,26 @@ def flattened(arrays: Sequence[Buffer]) -> list[Buffer]:
     return [a.view(sizes, own) for a, own in zip(arrays, strides)]
 
 
+_BITS = {8: u8, 16: u16, 32: u32, 64: u64}
+
+
+def as_bits(buffer: Buffer) -> Buffer:
+    """The same memory as unsigned integers: what only moves data is compiled once per width."""
+    kind = _BITS[buffer.dtype.bits]
+    return buffer if buffer.dtype is kind else buffer.view(buffer.shape, buffer.strides, 0, kind)
+
+
 def divide(a: int, b: int) -> int:
     """``a / b`` rounded up."""
     return -(-a // b)
 
 
 def block_for(width: int, largest: int = 256) -> int:
-    """Window length for rows of ``width``: a power of two, short for short rows."""
+    """Window length for rows of ``width``: a power of four, so that few kernels serve all rows."""
     block = 1
     while block < min(width, largest):
-        block *= 2
-    return block
+        block *= 4
+    return min(block, largest)
 
 
 def rows_per_program(rows: int, width: int, work: int = 1 << 14) -> int:
@@ -126,8 +137,8 @@ def copy_kernel(x: Array, out: Array, ROWS: Const, SPAN: Const, BLOCK: Const):
 
 
 @kernel
-def fill_kernel(out: Array, VALUE: Const, ROWS: Const, SPAN: Const, BLOCK: Const):
-    """``out = VALUE``."""
+def zero_kernel(out: Array, ROWS: Const, SPAN: Const, BLOCK: Const):
+    """``out = 0``."""
     lead = out.shape[:-1]
     start = program_id(0) * SPAN
     stop = minimum(start + SPAN, out.shape[-1])
@@ -135,10 +146,10 @@ def fill_kernel(out: Array, VALUE: Const, ROWS: Const, SPAN: Const, BLOCK: Const
     for r in range(first, minimum(first + ROWS, product(lead))):
         at = unravel(r, lead)
         for j in range(start, stop, BLOCK):
-            out[*at, j : j + BLOCK] = full((BLOCK,), VALUE, out.dtype)
+            out[*at, j : j + BLOCK] = zeros((BLOCK,), out.dtype)
 
 
-def _row_call(kernel: Any, arrays: Sequence[Buffer], **consts: Any) -> list[KernelCall]:
+def _row_call(kernel: Any, arrays: Sequence[Buffer]) -> list[KernelCall]:
     """``kernel`` over the rows of ``arrays``, which have one shape."""
     *lead, width = arrays[0].shape
     rows = math.prod(lead)
@@ -146,15 +157,17 @@ def _row_call(kernel: Any, arrays: Sequence[Buffer], **consts: Any) -> list[Kern
         return []
     span = SPAN if rows > 8 else 1 << 14
     per = rows_per_program(rows, width)
-    consts = {**consts, "ROWS": per, "SPAN": span, "BLOCK": block_for(width)}
+    consts = {"ROWS": per, "SPAN": span, "BLOCK": block_for(width)}
     return [KernelCall(kernel, (divide(width, span), divide(rows, per)), tuple(arrays), consts)]
 
 
 def copy_calls(x: Buffer, out: Buffer) -> list[KernelCall]:
     """``out = x`` element by element, converted to out's dtype; shapes are equal."""
+    if x.dtype is out.dtype:
+        x, out = as_bits(x), as_bits(out)
     return _row_call(copy_kernel, flattened([x, out]))
 
 
-def fill_calls(out: Buffer, value: bool | int | float = 0) -> list[KernelCall]:
-    """``out = value`` everywhere."""
-    return _row_call(fill_kernel, flattened([out]), VALUE=value)
+def zero_calls(out: Buffer) -> list[KernelCall]:
+    """``out = 0`` everywhere."""
+    return _row_call(zero_kernel, flattened([as_bits(out)]))

@@ -23,7 +23,7 @@ from tilewright.graph import Node, Shape, const_node, shape_of
 from tilewright.ops import elementwise, reductions, views
 from tilewright.ops.autodiff import local_vjp
 from tilewright.ops.calls import KernelCall
-from tilewright.ops.layout_kernels import divide, fill_calls
+from tilewright.ops.layout_kernels import divide, zero_calls
 from tilewright.ops.scans import linear_scan
 from tilewright.ops.selective_scan_kernels import (
     backward_calls,
@@ -156,7 +156,7 @@ def _backward_calls(
 ) -> list[KernelCall]:
     *arrays, states, g = inputs
     if not g.size or not states.shape[2]:
-        calls = [call for out in outs for call in fill_calls(out)]
+        calls = [call for out in outs for call in zero_calls(out)]
         if g.size:
             raise ShapeError("selective_scan without states (N = 0) has no gradient")
         return calls

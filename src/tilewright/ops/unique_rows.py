@@ -20,11 +20,11 @@ from tilewright.ops.calls import KernelCall
 from tilewright.ops.layout_kernels import (
     block_for,
     divide,
-    fill_calls,
     merge_axes,
     relaid,
     rows_per_program,
     unravel,
+    zero_calls,
 )
 from tilewright.ops.sorting_kernels import argsort_calls, argsort_workspace
 from tilewright.ops.table import OpDef, make_parts, register
@@ -131,7 +131,7 @@ def _calls(
     unique, sums, count = outs
     order, starts, *sorting = work
     if not ids.size:
-        return fill_calls(count)
+        return zero_calls(count)
     calls = argsort_calls(ids, order, 0, False, sorting)
     end = {"END": int(np.iinfo(ids.dtype.storage).max)}
     args = (ids, order, unique, starts, count.view((1,), (1,)))
