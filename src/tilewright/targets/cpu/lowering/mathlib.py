@@ -14,7 +14,7 @@ function      f32    f64    notes
 ============  =====  =====  =====================================================================
 exp           1.0    0.85   subnormal results are rounded correctly; exp(0) == 1
 exp2          1.0    0.9    exact for integers
-expm1         0.51   1.0
+expm1         1.5    1.0
 log           1.0    0.8    subnormal arguments too; log(1) == 0
 log2          1.0    0.7    exact for powers of two
 log10         0.51   0.6
@@ -231,6 +231,16 @@ def _exp2(v: Vector, x: str) -> str:
     return _scale(v, p, whole, n)
 
 
+def _expm1(v: Vector, x: str) -> str:
+    """2^n ((1 - 2^-n) + (e^r - 1)); the first bracket is exact, or rounds where it is all."""
+    whole, n, p = _reduce_exp(v, _clamp(v, x, -20.0, 89.0))
+    many = v.em.op(f"icmp sgt {v.itype} {n}, {v.icon(30)}")
+    down = v.isub(v.icon(127), v.iselect(many, v.icon(30), n))
+    start = v.sub(v.constant(1.0), v.unbits(v.shl(down, v.icon(23))))
+    out = _scale(v, v.add(start, p), whole, n)
+    return v.select(v.compare("oeq", x, v.constant(0.0)), x, out)
+
+
 def _sigmoid(v: Vector, x: str) -> str:
     """1 / (1 + e^-x), from e^-|x| so that nothing overflows."""
     e = _exp(v, v.neg(v.abs(x)))
@@ -279,17 +289,33 @@ _LOG = (
 )  # fmt: skip
 
 
+def _log_tail(v: Vector, f: str) -> str:
+    """log(1 + f) - f for |f| <= 1/3."""
+    s = v.mul(f, f)
+    return v.fma(s, v.constant(-0.5), v.mul(v.mul(v.polynomial(f, _LOG), f), s))
+
+
+def _log_split(v: Vector, x: str) -> tuple[str, str]:
+    """``e`` (an i32) and ``f`` with x = 2^e (1 + f), 2/3 <= 1 + f < 4/3, for normal numbers."""
+    bits = v.bits(x)
+    e = v.ashr(v.isub(bits, v.icon(0x3F2AAAAB)), v.icon(23))
+    return e, v.sub(v.unbits(v.isub(bits, v.shl(e, v.icon(23)))), v.constant(1.0))
+
+
 def _reduce_log(v: Vector, x: str) -> tuple[str, str, str]:
     """``e, f, y`` with x = 2^e (1 + f), 2/3 <= 1 + f < 4/3, log(1 + f) = f + y."""
     tiny = v.compare("olt", x, v.constant(2.0**-126))
-    scaled = v.select(tiny, v.mul(x, v.constant(2.0**23)), x)
-    bits = v.bits(scaled)
-    e = v.ashr(v.isub(bits, v.icon(0x3F2AAAAB)), v.icon(23))
-    f = v.sub(v.unbits(v.isub(bits, v.shl(e, v.icon(23)))), v.constant(1.0))
+    e, f = _log_split(v, v.select(tiny, v.mul(x, v.constant(2.0**23)), x))
     exponent = v.add(v.to_float(e), v.select(tiny, v.constant(-23.0), v.constant(0.0)))
-    s = v.mul(f, f)
-    y = v.fma(s, v.constant(-0.5), v.mul(v.mul(v.polynomial(f, _LOG), f), s))
-    return exponent, f, y
+    return exponent, f, _log_tail(v, f)
+
+
+def _log_sum(v: Vector, e: str, f: str, y: str) -> str:
+    """e ln 2 + f + y, large to small, with the error of the one sum that can lose bits."""
+    y = v.fma(e, v.constant(_LN2_LO), y)
+    head = v.mul(e, v.constant(_LN2_HI))
+    total = v.add(head, f)
+    return v.add(total, v.add(y, v.add(v.sub(head, total), f)))
 
 
 def _log_ends(v: Vector, x: str, out: str) -> str:
@@ -300,13 +326,21 @@ def _log_ends(v: Vector, x: str, out: str) -> str:
 
 
 def _log(v: Vector, x: str) -> str:
-    e, f, y = _reduce_log(v, x)
-    # Large to small, with the error of the one sum that can lose bits.
-    y = v.fma(e, v.constant(_LN2_LO), y)
-    head = v.mul(e, v.constant(_LN2_HI))
-    total = v.add(head, f)
-    lost = v.add(v.sub(head, total), f)
-    return _log_ends(v, x, v.add(total, v.add(y, lost)))
+    return _log_ends(v, x, _log_sum(v, *_reduce_log(v, x)))
+
+
+def _log1p(v: Vector, x: str) -> str:
+    """The logarithm of u = 1 + x, corrected by what that sum lost; of x itself near 0."""
+    one = v.constant(1.0)
+    u = v.add(x, one)
+    lost = v.select(v.compare("oge", x, one), v.sub(one, v.sub(u, x)), v.sub(x, v.sub(u, one)))
+    n, f = _log_split(v, u)
+    e = v.to_float(n)
+    near = v.compare("oeq", e, v.constant(0.0))
+    f = v.select(near, x, f)
+    correction = v.select(near, v.constant(0.0), v.div(lost, u))
+    out = _log_sum(v, e, f, v.add(_log_tail(v, f), correction))
+    return v.select(v.compare("oeq", x, v.constant(0.0)), x, _log_ends(v, u, out))
 
 
 _LOG2E_HI = 1.44269502162933349609375  # rounded to f32
@@ -387,7 +421,9 @@ def _exp2_f64(w: Vector, x: str) -> str:
 _F32: dict[str, Callable[..., str]] = {
     "exp": _exp,
     "exp2": _exp2,
+    "expm1": _expm1,
     "log": _log,
+    "log1p": _log1p,
     "log2": _log2,
     "sin": trig.sin,
     "cos": trig.cos,
