@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.tensor.standard import CASES, agree, run
 
 import tilewright as tw
+from tilewright.tensor import linalg_extension
 from tilewright.tensor.api import CONSTANTS, DTYPES, STANDARD
 
 
@@ -26,9 +27,9 @@ def _parameters(function: Any) -> dict[str, Any]:
     return {p.name: (p.kind, p.default is p.empty) for p in found}
 
 
-def signature(name: str) -> str:
+def signature(name: str, ours: Any = tw, theirs: Any = strict) -> str:
     """``yes``, or what differs."""
-    wanted, got = _parameters(getattr(strict, name)), _parameters(getattr(tw, name))
+    wanted, got = _parameters(getattr(theirs, name)), _parameters(getattr(ours, name))
     off = [k for k, v in wanted.items() if got.get(k) != v]
     return "yes" if not off else "differs: " + ", ".join(off)
 
@@ -68,6 +69,9 @@ def main() -> None:
             result = agreement(name, examples) if there and name in CASES else "-"
             same += result.endswith("calls")
             print(f"{name:26} {module:14} {'yes' if there else 'NO':8} {shape:18} {result}")
+    for name in (n for n in linalg_extension.__all__ if n[0].islower()):
+        shape = signature(name, tw.linalg, strict.linalg)
+        print(f"linalg.{name:19} {'extension':14} {'yes':8} {shape:18} tests/tensor/test_linalg.py")
     for name in sorted({*DTYPES, *CONSTANTS}):
         print(f"{name:26} {'name':14} {'yes' if hasattr(tw, name) else 'NO':8}")
     print(f"{present} of {total} functions present, {same} agree; strict {strict.__version__}, "

@@ -210,6 +210,16 @@ def real(x: Tensor, /) -> Tensor:
     return +check_tensor("real", x)
 
 
+def imag(x: Tensor, /) -> Tensor:
+    """The imaginary part: zeros, for all tensors are real."""
+    return apply(ew.zeros_like, check_tensor("imag", x))
+
+
+def conj(x: Tensor, /) -> Tensor:
+    """The complex conjugate: the tensor itself, for all of them are real."""
+    return +check_tensor("conj", x)
+
+
 def clip(
     x: Tensor,
     /,
