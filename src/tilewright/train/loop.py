@@ -81,6 +81,7 @@ class Trainer:
         extra_state: further tensors to save and restore, by name.
         describe: JSON that checkpoints carry along (the configuration that rebuilds the module).
         tokens: what a batch counts for in the progress line; default its first array's size.
+        state: the module whose tensors checkpoints save; default ``module``.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Trainer:
         extra_state: Mapping[str, Tensor] | None = None,
         describe: Mapping[str, Any] | None = None,
         tokens: Callable[[Batch], int] | None = None,
+        state: Module | None = None,
     ) -> None:
         if options.steps < 0 or options.accumulate < 1:
             raise TrainingError(
@@ -110,6 +112,7 @@ class Trainer:
         self._evaluate = evaluate
         self._extra = dict(extra_state or {})
         self._describe = dict(describe or {})
+        self._state = module if state is None else state
         self._tokens = tokens or (lambda batch: int(np.asarray(batch[0]).size))
         self.step = 0
         self.losses: list[float] = []
@@ -243,7 +246,7 @@ class Trainer:
     # state
 
     def _tensors(self) -> dict[str, Tensor]:
-        found = {f"model.{k}": v for k, v in self.module.state_dict().items()}
+        found = {f"model.{k}": v for k, v in self._state.state_dict().items()}
         found |= {f"optimizer.{k}": v for k, v in self.optimizer.state_dict().items()}
         found |= {f"extra.{k}": v for k, v in self._extra.items()}
         found["random.state"] = random.default().state
