@@ -155,9 +155,24 @@ def _gradient(node: Node, grad: Node) -> Sequence[Node | None]:
     """da = g @ b^T and db = a^T @ g, summed over the batch axes that were broadcast."""
     a, b = node.inputs[:2]
     compute = bf16 if bf16 in (a.dtype, b.dtype, node.attrs.get("compute")) else None
-    da = bmm(grad, _transposed(b), out_dtype=a.dtype, compute=compute)
-    db = bmm(_transposed(a), grad, out_dtype=b.dtype, compute=compute)
-    return sum_to(da, a.shape), sum_to(db, b.shape)
+    # of a transposed view (a weight's, mostly) the gradient is made transposed, so that it lies in
+    # memory as what it is added to does
+    if _is_transposed(a):
+        at = bmm(b, _transposed(grad), out_dtype=a.dtype, compute=compute)
+        da = _transposed(sum_to(at, _transposed(a).shape))
+    else:
+        da = sum_to(bmm(grad, _transposed(b), out_dtype=a.dtype, compute=compute), a.shape)
+    if _is_transposed(b):
+        bt = bmm(_transposed(grad), a, out_dtype=b.dtype, compute=compute)
+        db = _transposed(sum_to(bt, _transposed(b).shape))
+    else:
+        db = sum_to(bmm(_transposed(a), grad, out_dtype=b.dtype, compute=compute), b.shape)
+    return da, db
+
+
+def _is_transposed(x: Node) -> bool:
+    n = len(x.shape)
+    return x.op == "permute" and x.attrs["axes"] == (*range(n - 2), n - 1, n - 2)
 
 
 def _transposed(x: Node) -> Node:
