@@ -105,7 +105,7 @@ def accumulate(
 
     The tensors among ``args`` (in trees, too) are cut along their first axis. Gradients are those
     of the whole batch when ``loss_fn`` is a mean over its rows. In a compiled step the pieces are
-    computed one after the other too: each waits for the gradients of ``params`` from the one before,
+    computed one after the other too: each waits for the gradients of ``params`` from before,
     so that the memory of one is enough for all.
 
     ``scale``: losses are multiplied by it for ``backward``, as :meth:`LossScaler.scale` does.
