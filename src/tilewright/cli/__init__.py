@@ -39,6 +39,7 @@ def build() -> Any:
     from tilewright.cli.inspect import inspect
     from tilewright.cli.run import run
     from tilewright.cli.tokenizer import commands as tokenizer_commands
+    from tilewright.cli.train import commands as train_commands
 
     app = typer.Typer(
         help="Run language models from GGUF files, with kernels compiled for this machine.",
@@ -51,6 +52,7 @@ def build() -> Any:
     for command in (run, inspect, bench, doctor):
         app.command()(guarded(command))
     app.add_typer(tokenizer_commands(), name="tokenizer")
+    app.add_typer(train_commands(), name="train")
 
     @app.callback(invoke_without_command=True)
     def options(

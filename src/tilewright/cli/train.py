@@ -1,0 +1,190 @@
+"""``tilewright train``: whole training runs, each into a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tilewright.cli.common import guarded
+
+__all__ = ["commands", "gpt", "llama"]
+
+# Options that several commands have
+
+Data = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="Text in UTF-8, or FASTA; gzip too. May be repeated."),
+]
+Out = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder of the run.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on with the run in DIR; what is not given is as the run began."
+    ),
+]
+Tokenizer = Annotated[
+    str, typer.Option(metavar="KIND", help="chars, bpe:N, or a tokenizer.json or GGUF file.")
+]
+Fasta = Annotated[bool, typer.Option("--fasta", help="The files are FASTA.")]
+Layers = Annotated[int, typer.Option(metavar="N", min=1)]
+Heads = Annotated[int, typer.Option(metavar="N", min=1)]
+Width = Annotated[int, typer.Option(metavar="N", min=1, help="Features of a token.")]
+Context = Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of a window.")]
+Batch = Annotated[int, typer.Option(metavar="N", min=1, help="Windows or images of a batch.")]
+Accumulate = Annotated[int, typer.Option(metavar="N", min=1, help="Batches of a step.")]
+Steps = Annotated[int, typer.Option(metavar="N", min=1, help="Steps of the optimiser.")]
+Rate = Annotated[float, typer.Option("--lr", metavar="LR", help="Learning rate at its highest.")]
+MinRate = Annotated[
+    float | None,
+    typer.Option("--min-lr", metavar="LR", help="And at the end.  [default: a tenth of --lr]"),
+]
+Warmup = Annotated[int, typer.Option(metavar="N", min=0, help="Steps of rising learning rate.")]
+Dropout = Annotated[float, typer.Option(metavar="P", min=0, max=0.99)]
+Decay = Annotated[float, typer.Option("--weight-decay", metavar="D", min=0, help="Of matrices.")]
+Beta2 = Annotated[float, typer.Option("--beta2", metavar="B", min=0, max=1, help="Of AdamW.")]
+Clip = Annotated[
+    float, typer.Option(metavar="N", min=0, help="Most that the gradients' norm may be; 0: any.")
+]
+EvalEvery = Annotated[
+    int, typer.Option("--eval-every", metavar="N", min=0, help="Steps between; 0: never.")
+]
+EvalBatches = Annotated[
+    int, typer.Option("--eval-batches", metavar="N", min=1, help="At most so many of them.")
+]
+CheckpointEvery = Annotated[
+    int, typer.Option("--checkpoint-every", metavar="N", min=0, help="Steps; 0: at the end only.")
+]
+Validation = Annotated[
+    float,
+    typer.Option("--validation", metavar="F", min=0.001, max=0.9, help="Share of the text's end."),
+]
+Precision = Annotated[str, typer.Option(metavar="TYPE", help="f32, or bf16 for products.")]
+Seed = Annotated[int, typer.Option(metavar="S", min=0, help="Same seed, same run, bit for bit.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("-t", "--threads", metavar="N", min=1, help="[default: one per core]"),
+]
+Sample = Annotated[
+    int, typer.Option(metavar="N", min=0, help="Tokens of text to show at the end.")
+]
+Prompt = Annotated[str | None, typer.Option(metavar="TEXT", help="What the sample begins with.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
+
+
+def commands() -> typer.Typer:
+    """The subcommands as a `typer.Typer`."""
+    app = typer.Typer(
+        help="Train models: checkpoints, a record, a loss curve, and model files in a folder.",
+        no_args_is_help=True,
+    )
+    for command in (gpt, llama):
+        app.command()(guarded(command))
+    return app
+
+
+def _begin(ctx: typer.Context) -> dict[str, Any]:
+    """The command's settings, with --resume as the run began where they are not given; threads."""
+    from tilewright.train.recipes.run import begin_run
+
+    given = {
+        name: value
+        for name, value in ctx.params.items()
+        if getattr(ctx.get_parameter_source(name), "name", "") not in ("DEFAULT", "DEFAULT_MAP")
+    }
+    settings = begin_run(str(ctx.command.name), dict(ctx.params), given)
+    if settings["threads"] is not None:
+        os.environ["TILEWRIGHT_THREADS"] = str(settings["threads"])
+    return settings
+
+
+def gpt(
+    ctx: typer.Context,
+    out: Out,
+    data: Data = None,
+    tokenizer: Tokenizer = "chars",
+    fasta: Fasta = False,
+    layers: Layers = 6,
+    heads: Heads = 6,
+    width: Width = 384,
+    context: Context = 256,
+    bias: Annotated[bool, typer.Option("--bias", help="Linear layers and norms have one.")] = False,
+    batch: Batch = 64,
+    accumulate: Accumulate = 1,
+    steps: Steps = 5000,
+    lr: Rate = 1e-3,
+    min_lr: MinRate = None,
+    warmup: Warmup = 100,
+    beta2: Beta2 = 0.99,
+    dropout: Dropout = 0.2,
+    weight_decay: Decay = 0.1,
+    clip: Clip = 1.0,
+    precision: Precision = "f32",
+    eval_every: EvalEvery = 250,
+    eval_batches: EvalBatches = 50,
+    checkpoint_every: CheckpointEvery = 250,
+    validation: Validation = 0.1,
+    seed: Seed = 1337,
+    resume: Resume = False,
+    threads: Threads = None,
+    sample: Sample = 200,
+    prompt: Prompt = None,
+    quiet: Quiet = False,
+) -> None:
+    """A GPT-2 from text. The defaults are nanoGPT's for Shakespeare by characters."""
+    from tilewright.train.recipes.run import run_decoder
+
+    run_decoder("gpt", _begin(ctx), show=_show)
+
+
+def llama(
+    ctx: typer.Context,
+    out: Out,
+    data: Data = None,
+    tokenizer: Tokenizer = "chars",
+    fasta: Fasta = False,
+    layers: Layers = 6,
+    heads: Heads = 6,
+    kv_heads: Annotated[
+        int | None,
+        typer.Option("--kv-heads", metavar="N", min=1, help="[default: half of --heads, if even]"),
+    ] = None,
+    width: Width = 384,
+    hidden: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Of the MLP.  [default: 8/3 of --width, rounded up]"),
+    ] = None,
+    context: Context = 256,
+    batch: Batch = 64,
+    accumulate: Accumulate = 1,
+    steps: Steps = 5000,
+    lr: Rate = 1e-3,
+    min_lr: MinRate = None,
+    warmup: Warmup = 100,
+    beta2: Beta2 = 0.99,
+    weight_decay: Decay = 0.1,
+    clip: Clip = 1.0,
+    precision: Precision = "f32",
+    eval_every: EvalEvery = 250,
+    eval_batches: EvalBatches = 50,
+    checkpoint_every: CheckpointEvery = 250,
+    validation: Validation = 0.1,
+    seed: Seed = 1337,
+    resume: Resume = False,
+    threads: Threads = None,
+    sample: Sample = 200,
+    prompt: Prompt = None,
+    quiet: Quiet = False,
+) -> None:
+    """A llama from text: RMSNorm, SwiGLU, rotary positions, grouped queries."""
+    from tilewright.train.recipes.run import run_decoder
+
+    run_decoder("llama", _begin(ctx), show=_show)
+
+
+def _show(what: str, text: str) -> None:
+    """A result: samples and figures on stdout, notes on stderr."""
+    print(text, file=sys.stderr if what == "note" else sys.stdout, flush=True)

@@ -1,0 +1,212 @@
+"""Runs as commands make them: settings kept in the run's folder, results shown, models exported."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from tilewright.errors import FormatError, TrainingError
+from tilewright.formats.atomic import atomic_file
+from tilewright.nn.module import Module
+from tilewright.nn.transformer import GPT, Llama
+from tilewright.tensor import random
+from tilewright.train.checkpoint import best_checkpoint, list_checkpoints, load_checkpoint
+from tilewright.train.recipes.export import export_decoder
+from tilewright.train.recipes.gpt import make_gpt
+from tilewright.train.recipes.language import LanguageOptions, train_language_model
+from tilewright.train.recipes.llama import make_llama
+from tilewright.train.recipes.text import TextData, prepare_text, reopen_text
+
+__all__ = [
+    "Show",
+    "begin_run",
+    "language_options",
+    "load_best",
+    "open_text",
+    "run_decoder",
+]
+
+Show = Callable[[str, str], None]
+"""Called with what it is (``"sample"``, ``"result"``, ``"note"``) and the text."""
+
+_SETTINGS: Final = "run.json"
+# what belongs to a sitting, not to the run
+_OF_THE_SITTING: Final = {"out", "resume", "threads", "quiet", "sample", "prompt"}
+
+
+def begin_run(
+    command: str, settings: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The settings of a run, kept in its folder as ``run.json``.
+
+    A run that is resumed has those it began with, but for ``given`` ones.
+
+    Raises:
+        TrainingError: the folder holds a run and ``resume`` is not set; nothing to resume; the run
+            there is another command's.
+        OSError: the folder cannot be made or written to.
+    """
+    folder = os.fspath(settings["out"])
+    path = os.path.join(folder, _SETTINGS)
+    plain = {k: _plain(v) for k, v in settings.items() if k not in _OF_THE_SITTING}
+    found = _read_settings(path)
+    if settings["resume"]:
+        if found is None:
+            raise TrainingError(f"{folder} holds no run to resume: there is no {_SETTINGS}")
+        if found["command"] != command:
+            raise TrainingError(
+                f"{folder} holds a run of `train {found['command']}`, not of `train {command}`"
+            )
+        chosen = {k: v for k, v in found["settings"].items() if k in plain and k not in given}
+        plain |= chosen
+    elif found is not None or list_checkpoints(os.path.join(folder, "checkpoints")):
+        raise TrainingError(f"{folder} holds a run already: --resume it, or choose another folder")
+    os.makedirs(folder, exist_ok=True)
+    merged = dict(settings) | plain
+    if not settings["resume"]:
+        _check_data(merged)
+    content = {"command": command, "settings": plain}
+    with atomic_file(path) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
+    return merged
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _read_settings(path: str) -> dict[str, Any] | None:
+    try:
+        with open(path, "rb") as file:
+            content = json.load(file)
+        if isinstance(content["command"], str) and isinstance(content["settings"], dict):
+            return dict(content)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise FormatError("does not say what the run is; move it away to begin anew", path=path)
+
+
+def _check_data(settings: Mapping[str, Any]) -> None:
+    """Names that are wrong are told before anything is written."""
+    data = settings.get("data")
+    if not data:
+        raise ValueError("--data is missing: what is there to learn from?")
+    for name in data if isinstance(data, list) else [data]:
+        os.stat(name)
+
+
+# language models
+
+
+def language_options(settings: Mapping[str, Any]) -> LanguageOptions:
+    """Options from a command's settings."""
+    renamed = {"eval_every": "evaluate_every", "eval_batches": "evaluate_batches"}
+    known = LanguageOptions.__dataclass_fields__
+    chosen = {renamed.get(k, k): v for k, v in settings.items()}
+    return LanguageOptions(**{k: v for k, v in chosen.items() if k in known})
+
+
+def open_text(settings: Mapping[str, Any]) -> TextData:
+    """The run's text: that in its folder when it is resumed, else made from the files."""
+    context, fraction = settings["context"], settings["validation"]
+    if settings["resume"]:
+        found = reopen_text(settings["out"], context=context, fraction=fraction)
+        if found is not None:
+            return found
+    return prepare_text(
+        settings["data"],
+        settings["tokenizer"],
+        settings["out"],
+        context=context,
+        fraction=fraction,
+        fasta=settings["fasta"],
+    )
+
+
+def run_decoder(kind: str, settings: Mapping[str, Any], show: Show) -> dict[str, float]:
+    """``tilewright train gpt`` and ``llama``: train, export, show a sample."""
+    options = language_options(settings)
+    text = open_text(settings)
+    folder = os.fspath(settings["out"])
+    random.seed(options.seed)
+    module = _make(kind, settings, text.vocab_size)
+    count = sum(p.size for p in module.parameters())
+    show(
+        "note",
+        f"{kind}: {count:,} parameters; {text.vocab_size} tokens in the vocabulary, "
+        f"{len(text.train):,} to train, {len(text.validation):,} to validate",
+    )
+    results = train_language_model(
+        module,
+        text,
+        options,
+        folder,
+        resume=settings["resume"],
+        quiet=settings["quiet"],
+        describe={"command": kind, "settings": _describe(settings)},
+    )
+    load_best(module, folder, show)
+    name = os.path.basename(os.path.abspath(folder))
+    for path in export_decoder(module, text.metadata, folder, name):
+        show("note", f"wrote {path}")
+    if settings["sample"]:
+        show("sample", _sampled(os.path.join(folder, "model.gguf"), settings, text))
+    words = "  ".join(f"{key} {value:.4f}" for key, value in results.items())
+    if words:
+        show("result", words)
+    return results
+
+
+def _describe(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _plain(v) for k, v in settings.items() if k not in _OF_THE_SITTING}
+
+
+def _make(kind: str, settings: Mapping[str, Any], vocab: int) -> GPT | Llama:
+    sizes = {k: settings[k] for k in ("context", "layers", "heads", "width")}
+    if kind == "gpt":
+        return make_gpt(vocab, **sizes, dropout=settings["dropout"], bias=settings["bias"])
+    heads, kv = sizes["heads"], settings["kv_heads"]
+    if kv is None:
+        kv = heads // 2 if heads % 2 == 0 else heads
+    return make_llama(vocab, **sizes, kv_heads=kv, hidden=settings["hidden"])
+
+
+def load_best(module: Module, folder: str, show: Show) -> None:
+    """Give the module the weights of the best checkpoint, if one was measured to be better.
+
+    What is exported is the best model, not what an overfitting one has become.
+    """
+    checkpoints = os.path.join(folder, "checkpoints")
+    path = best_checkpoint(checkpoints)
+    there = list_checkpoints(checkpoints)
+    if path is None or not there or path == there[-1][1]:
+        return
+    found = load_checkpoint(path)
+    weights = {
+        name.removeprefix("model."): array
+        for name, array in found.tensors.items()
+        if name.startswith("model.")
+    }
+    module.load_state_dict(weights)
+    show("note", f"taking the weights of step {found.step}, whose metric is {found.metric:.4f}")
+
+
+def _sampled(path: str, settings: Mapping[str, Any], text: TextData) -> str:
+    """Text from the exported model: what `tilewright run` would say."""
+    from tilewright.generate.model import load
+
+    model = load(path, context=settings["context"], max_sequences=1)
+    prompt = settings["prompt"]
+    if prompt is None:
+        prompt = "\n" if text.tokenizer.encode("\n", add_special=False) else ""
+    ids = model.tokenizer.encode(prompt) or text.validation[:1].tolist()
+    room = settings["context"] - len(ids)
+    count = min(settings["sample"], max(room, 0))
+    pieces = list(model.generate(ids, count, seed=settings["seed"]))
+    return (prompt + "".join(pieces)).strip("\n")
