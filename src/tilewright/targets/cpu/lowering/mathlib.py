@@ -1,10 +1,10 @@
 """Elementary functions as vector code.
 
-The f32 versions of the common ones are emitted once per module and vector width and inlined where
-they are called. All others, and every f64 function, are one function per module for vectors of the
-machine's size, which chunks of any width call piece by piece; f32 goes there and back exactly.
-Either way the same operations happen in every lane, so a value's result does not depend on where
-in a tile it stands. No C library is called.
+The f32 versions of the common ones are emitted once per module and vector width, most of them to be
+inlined where they are called. All others, and every f64 function, are one function per module for
+vectors of the machine's size, which chunks of any width call piece by piece; f32 goes there and
+back exactly. Either way the same operations happen in every lane, so a value's result does not
+depend on where in a tile it stands. No C library is called.
 
 Largest errors in units of the last place, measured against 80-bit and multiple-precision
 arithmetic over the whole range (``tests/targets/cpu/test_math*.py`` repeat it):
@@ -82,8 +82,8 @@ def call(ctx: Context, name: str, dtype: DType, width: int, *args: str) -> str:
             symbol,
             f"define internal {type} @{symbol}({head}) alwaysinline {{\n{em.body()}\n}}",
         )
-    # Edges are rare: one copy of the function serves them all.
-    attribute = "noinline" if ctx.checked else ""
+    # Edges are rare, and beside a long function a call is nothing: one copy serves them all.
+    attribute = "noinline" if ctx.checked or name in _LONG else ""
     return ctx.em.call(symbol, type, [(type, a) for a in args], attribute)
 
 
@@ -418,6 +418,7 @@ def _exp2_f64(w: Vector, x: str) -> str:
     return w.mul(p, w.unbits(w.shl(w.iadd(n, w.icon(1023)), w.icon(52))))
 
 
+_LONG = frozenset(["sin", "cos", "pow"])
 _F32: dict[str, Callable[..., str]] = {
     "exp": _exp,
     "exp2": _exp2,
