@@ -361,15 +361,17 @@ def load(window: Tile, fill: Any = 0) -> Tile:
 
 
 @builtin
-def prefetch(window: Tile, write: bool = False) -> None:
+def prefetch(window: Tile, write: bool = False, level: int = 1) -> None:
     """``prefetch(x[row, j : j + BLOCK])``: memory that will be read soon (or written) comes closer.
 
-    A hint: no value depends on it, and the window may lie outside its array. The subscript must be
-    written in place.
+    ``level`` is the cache it should come to, 1 to 3. A hint: no value depends on it, and the window
+    may lie outside its array. The subscript must be written in place.
     """
     if not isinstance(window, Tile) or window.origin is None:
         raise KernelError("prefetch wants a subscript of an array, prefetch(x[i : i + N])")
-    current().prefetch(window, bool(write))
+    if level not in (1, 2, 3):
+        raise KernelError(f"prefetch wants level 1, 2 or 3, got {describe(level)}")
+    current().prefetch(window, bool(write), int(level))
 
 
 PYTHON_NAMES: Final[dict[str, Any]] = {

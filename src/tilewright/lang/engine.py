@@ -58,7 +58,7 @@ class Engine(Protocol):
     def reload(self, tile: Tile, fill: bool | int | float) -> Tile:
         """The window load that made ``tile``, with ``fill`` outside the array."""
 
-    def prefetch(self, tile: Tile, write: bool) -> None:
+    def prefetch(self, tile: Tile, write: bool, level: int) -> None:
         """Turn the window load that made ``tile`` into a wish to have its memory close."""
 
 

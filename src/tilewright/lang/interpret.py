@@ -129,7 +129,7 @@ class Interpreter:
         data = load(array.data, array.dtype, axes, [t.data for t in index], fill)
         return Tile(data, tile.dtype, tile.shape)
 
-    def prefetch(self, tile: Tile, write: bool) -> None:
+    def prefetch(self, tile: Tile, write: bool, level: int) -> None:
         """Values do not depend on it."""
 
 

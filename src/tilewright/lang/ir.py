@@ -11,8 +11,8 @@ Op table (``name``: operands -> result; attributes in braces)::
     program_id, num_programs       -> i64             {axis}
     dim         array              -> i64             {axis}
     scratch                        -> array           static shape; contents undefined until stored
-    load        array, index...    -> tile            {axes, fill, prefetch}; prefetch: a hint
-                                                      ("read", "write"), the result is not used
+    load        array, index...    -> tile            {axes, fill}; with {prefetch: "read" or
+                                                      "write", level} a hint: the result is unused
     store       array, index..., value                {axes}
     arange                         -> i64 (n,)        {start, stop}
     cast        x                  -> tile            result dtype; float->int truncates, saturating

@@ -70,7 +70,7 @@ class _Printer:
             if op.name == "store":
                 return f"{body} = {self.name(rest[-1])}"
             if "prefetch" in op.attrs:
-                return f"{body} prefetch={op.attrs['prefetch']}"
+                return f"{body} prefetch={op.attrs['prefetch']} level={op.attrs['level']}"
             return body + (f" fill={op.attrs['fill']}" if op.attrs.get("fill", 0) else "")
         body = " ".join([op.name, ", ".join(self.name(v) for v in op.operands)]).rstrip()
         attrs = ", ".join(f"{k}={v}" for k, v in op.attrs.items())

@@ -113,11 +113,11 @@ class Tracer:
         ops[-1].attrs["fill"] = float(fill) if dtype.is_float else fill
         return tile
 
-    def prefetch(self, tile: Tile, write: bool) -> None:
+    def prefetch(self, tile: Tile, write: bool, level: int) -> None:
         ops = self.builder.block.ops
         if not ops or ops[-1] is not tile.data.op:
             raise KernelError("prefetch wants its subscript written in place: prefetch(x[...])")
-        ops[-1].attrs["prefetch"] = "write" if write else "read"
+        ops[-1].attrs |= {"prefetch": "write" if write else "read", "level": level}
 
     def distance(self, lower: Any, upper: Any) -> int | None:
         a, b = self._affine_of(lower), self._affine_of(upper)

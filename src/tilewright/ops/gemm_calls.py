@@ -221,6 +221,9 @@ def _blocked_calls(
         consts = {**words, "PAIRS": b_pairs, "BT": b_turned}
         calls.append(KernelCall(pack_panels, grid, (b, packed), consts))
         b, b_turned, b_pairs = packed, False, False
+    single = a.dtype in (u32, u64) or not pairs
+    ahead = plan.chunk * (1 if single else 2) if a_turned else plan.rows
+    tiles = plan.panels * -(-plan.rows // plan.tile)
     fill = -0.0 if a.dtype.is_float else _NO_CHANGE.get(a.dtype, 0) if pairs else 0
     consts = {
         **words,
@@ -233,6 +236,7 @@ def _blocked_calls(
         "AT": a_turned,
         "BT": b_turned,
         "PRE": packed is not None,
+        "SHARE": min(2, -(-ahead // tiles)),
         "epilogue": epilogue or no_epilogue,
     }
     grid3 = (

@@ -31,6 +31,7 @@ from tilewright.lang import (
     fma,
     i64,
     load,
+    num_programs,
     pack2,
     prefetch,
     program_id,
@@ -234,14 +235,17 @@ def _prefetch_panel(b, o, p, k0, j, chunk, t, T, KC, NR, ELEMENTS, BT, PRE):
                 prefetch(b[o, p, row, j : j + NR])
 
 
-def _prefetch_rows(a, o, p, number, i0, k0, MC, KC, ELEMENTS, AT):
-    """Row ``number`` of the block of a that comes next."""
+def _prefetch_rows(a, o, p, number, i0, k0, MC, KC, ELEMENTS, AT, SHARE):
+    """SHARE rows from ``number * SHARE`` on of the block of a that comes next."""
     if AT:
-        if number < KC * ELEMENTS:
-            prefetch(a[o, p, k0 * ELEMENTS + number, i0 : i0 + MC])
+        if number * SHARE < KC * ELEMENTS:
+            for u in unroll(SHARE):
+                prefetch(a[o, p, k0 * ELEMENTS + number * SHARE + u, i0 : i0 + MC], level=2)
     else:
-        if number < MC:
-            prefetch(a[o, p, i0 + number, k0 * ELEMENTS : k0 * ELEMENTS + KC * ELEMENTS])
+        if number * SHARE < MC:
+            for u in unroll(SHARE):
+                row = i0 + number * SHARE + u
+                prefetch(a[o, p, row, k0 * ELEMENTS : k0 * ELEMENTS + KC * ELEMENTS], level=2)
 
 
 @kernel
@@ -265,6 +269,7 @@ def gemm_blocked(
     AT: Const,
     BT: Const,
     PRE: Const,
+    SHARE: Const,
     epilogue: Inline,
 ):
     """y (b0, b1, m, n) = a (b0, b1, m, k) @ b (b0, b1, k, n): MC rows, ``panels`` panels a program.
@@ -277,6 +282,7 @@ def gemm_blocked(
         WORD: what is multiplied: elements as WORD, or pairs of bf16 when it is u32.
         A_PAIRS, B_PAIRS: the operand's elements have to be paired; u32 arrays are pairs of bf16
             already, u64 arrays are pairs of f32.
+        SHARE: rows of the next block of a to prefetch with each tile.
         FILL: stands for a beyond the end of k: -0.0, whose product with 0 changes no sum.
     """
     AHEAD = -(-KC // 16) * 16
@@ -300,7 +306,13 @@ def gemm_blocked(
         k0 = chunk * KC
         _pack_block(a, left, o, p, i0, k0, MC, KC, WORD, A_PAIRS, AT, FILL)
         ends = chunk == many - 1
-        next_i, next_k = where(ends, i0 + MC, i0), where(ends, 0, k0 + KC)
+        # What is prefetched: the next chunk, or the first one of the program that follows.
+        turn = ends & (program_id(0) == num_programs(0) - 1)
+        over = turn & (program_id(1) == num_programs(1) - 1)
+        batch = where(over, program_id(2) + 1, program_id(2))
+        o2, p2 = batch // inner, batch % inner
+        i2, k2 = where(over, 0, where(turn, i0 + MC, i0)), where(ends, 0, k0 + KC)
+        j2 = where(turn, 0, where(ends, j0 + count * NR, j0))
         for panel in range(count):
             j = j0 + panel * NR
             if j < y.shape[3]:
@@ -311,12 +323,16 @@ def gemm_blocked(
                     row = i0 + i
                     if row < y.shape[2]:
                         prefetch(sums[o, p, row + MR : row + 2 * MR, j : j + NR], write=True)
-                        _prefetch_panel(
-                            b, o, p, k0, j + NR, chunk, t, TILES, KC, NR, B_ELEMENTS, BT, PRE
-                        )
-                        _prefetch_rows(
-                            a, o, p, panel * TILES + t, next_i, next_k, MC, KC, A_ELEMENTS, AT
-                        )
+                        if panel < count - 1:
+                            _prefetch_panel(
+                                b, o, p, k0, j + NR, chunk, t, TILES, KC, NR, B_ELEMENTS, BT, PRE
+                            )
+                        else:
+                            _prefetch_panel(
+                                b, o2, p2, k2, j2, k2 // KC, t, TILES, KC, NR, B_ELEMENTS, BT, PRE
+                            )
+                        number = panel * TILES + t
+                        _prefetch_rows(a, o2, p2, number, i2, k2, MC, KC, A_ELEMENTS, AT, SHARE)
                         acc = zeros((MR, NR), ACC)
                         if chunk > 0:
                             acc = sums[o, p, row : row + MR, j : j + NR].to(ACC)

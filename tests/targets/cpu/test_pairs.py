@@ -32,7 +32,7 @@ def make_pairs(first: Array, second: Array, y: Array) -> None:
 @kernel
 def transpose(x: Array, y: Array, R: Const, C: Const) -> None:
     prefetch(x[5:9, 100:120])  # it may lie outside the array
-    prefetch(y[0:C, 0:R], write=True)
+    prefetch(y[0:C, 0:R], write=True, level=2)
     y[0:C, 0:R] = x[0:R, 0:C].T
 
 
@@ -149,8 +149,8 @@ def test_transposed_blocks(
 def test_a_prefetch_shows_in_the_ir_and_the_code() -> None:
     x = np.zeros((64, 64), np.float32)
     shown = transpose.inspect(x, x.copy(), R=16, C=16)
-    assert "prefetch=read" in shown.ir
-    assert "prefetch=write" in shown.ir
+    assert "prefetch=read level=1" in shown.ir
+    assert "prefetch=write level=2" in shown.ir
     assert "prefetch" in shown.asm
 
 

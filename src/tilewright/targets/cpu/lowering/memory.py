@@ -21,12 +21,12 @@ def _load(ctx: Context, op: ir.Op) -> None:
         return
     access = Access(ctx, op)
     if "prefetch" in op.attrs:
-        _prefetch(ctx, access, op.attrs["prefetch"] == "write")
+        _prefetch(ctx, access, op.attrs["prefetch"] == "write", op.attrs["level"])
         return
     ctx.set(op.result, load_tile(access, ctx.width(op.result)))
 
 
-def _prefetch(ctx: Context, access: Access, write: bool) -> None:
+def _prefetch(ctx: Context, access: Access, write: bool, level: int) -> None:
     """One hint per cache line that a row touches; an address that is not there does no harm."""
     em = ctx.em
     if prod(access.shape) == 0:
@@ -38,7 +38,7 @@ def _prefetch(ctx: Context, access: Access, write: bool) -> None:
             pointer, _ = access.element(row, str(at))
             types = ["ptr", "i32", "i32", "i32"]
             name = em.module.declare("llvm.prefetch.p0", "void", types)
-            em.do(f"call void {name}(ptr {pointer}, i32 {int(write)}, i32 3, i32 1)")
+            em.do(f"call void {name}(ptr {pointer}, i32 {int(write)}, i32 {4 - level}, i32 1)")
 
 
 def load_tile(access: Access, width: int) -> list[str]:
