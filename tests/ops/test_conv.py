@@ -85,9 +85,9 @@ def test_kernels(case: tuple[Any, ...]) -> None:
             agree(node)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [f64, f32, f16, bf16], ids=str)
-@pytest.mark.parametrize("case", [CASES[i] for i in (1, 5, 6, 12)])
+@pytest.mark.parametrize("layout", ["dense", "transposed"])
+@pytest.mark.parametrize("dtype", [f64, f16, bf16], ids=str)
+@pytest.mark.parametrize("case", [CASES[i] for i in (5, 6, 12)])
 def test_dtypes_and_layouts(case: tuple[Any, ...], dtype: DType, layout: str) -> None:
     for node in nodes_of(case, dtype, layout):
         agree(node)
@@ -262,7 +262,7 @@ def test_nan_and_infinity_reach_only_what_sees_them() -> None:
     assert (np.isnan(got) == seen).all()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_any_geometry(data: st.DataObject) -> None:
     draw = data.draw

@@ -230,7 +230,7 @@ def test_global() -> None:
     np.testing.assert_array_equal(compiled(global_max_pool(node)), x.max((2, 3), keepdims=True))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_any_window(data: st.DataObject) -> None:
     draw = data.draw

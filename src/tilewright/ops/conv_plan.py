@@ -185,20 +185,20 @@ def _tiled_calls(
         calls += pad_calls(source, shift, seen)
     packed = workspace[-1]
     for part, weight, target in parts:
-        x, y = seen, target
+        x, y, rows = seen, target, (shift[1], part.size[1])
         inside = replace(
             part,
             size=spatial(x.shape[3:]),
             low=spatial([low - more for low, more in zip(part.low, shift)]),
         )
         if _flattens(inside, x, y):
-            inside, x, y = _flat(inside), row_of(x), row_of(y)
+            inside, x, y, rows = _flat(inside), row_of(x), row_of(y), (0, 1)
         calls += pack_weights_calls(inside, y.shape[5], weight, packed)
         by_points = inside.taps == 1 and y.shape[3:5] == (1, 1) and x.shape[3:] == y.shape[3:]
         if by_points and points_suit(inside, y.dtype):
             calls += point_calls(inside, x, packed, y)
         else:
-            calls += tile_calls(inside, x, packed, y)
+            calls += tile_calls(inside, x, packed, y, rows)
     return calls
 
 
@@ -238,12 +238,13 @@ def weight_gradient_calls(
         calls = sort_columns_calls(whole, source, seen)
         return calls + row_weight_calls(whole, seen, grad, out)
     calls = []
-    halo, part = _halo([whole]), whole
+    halo, part, rows = _halo([whole]), whole, (0, whole.size[1])
     if len(workspace) == 3:
         padded = workspace[0].view(_padded_shape(whole, halo))
         calls, source = pad_calls(source, halo.low, padded), padded
         low = spatial([low - more for low, more in zip(whole.low, halo.low)])
         part = replace(whole, size=spatial(source.shape[3:]), low=low)
+        rows = (halo.low[1], whole.size[1])
     if _flattens(part, source, grad):
-        part, source, grad = _flat(part), row_of(source), row_of(grad)
-    return calls + weight_tile_calls(part, source, grad, out, *workspace[-2:])
+        part, source, grad, rows = _flat(part), row_of(source), row_of(grad), (0, 1)
+    return calls + weight_tile_calls(part, source, grad, out, *workspace[-2:], rows)

@@ -36,6 +36,17 @@ __all__ = [
 _BLOCK = 1 << 17  # multiply-adds of a lane vector that one program should do at least
 
 
+def taps_inside(h, KH, HEIGHT):
+    """The first tap of row ``h`` that reads a row of x and not padding, and the one past the last.
+
+    HEIGHT is (rows of padding before x, rows of x, stride, dilation); inline.
+    """
+    low, size, stride, dilation = HEIGHT
+    first = tl.minimum((tl.maximum(low - h * stride, 0) + (dilation - 1)) // dilation, KH)
+    last = (tl.maximum(low + size - h * stride, 0) + (dilation - 1)) // dilation
+    return first, tl.minimum(last, KH)
+
+
 # --- the product ---------------------------------------------------------------------------------
 
 
@@ -51,6 +62,7 @@ def conv_tiles(
     NT: Const,
     OUTS: Const,
     ROWS: Const,
+    HEIGHT: Const,
     ACC: Const,
 ):
     """y (B, G, O, OD, OH, OW) from x (B, G, C, KD, KH, OD, OH, OW, KW) and packed w.
@@ -68,20 +80,15 @@ def conv_tiles(
     o = tl.minimum(panel * NT, y.shape[2] - OUTS)
     tile = scratch((MT, NT), ACC)
     for h in range(first, tl.minimum(first + ROWS, y.shape[4])):
+        above, below = taps_inside(h, KH, HEIGHT)
         for i in range(-(-width // MT)):
             at = tl.minimum(i * MT, width - MT)  # the last tile overlaps the one before
             acc = zeros((MT, NT), ACC)
             for c in range(x.shape[2]):
-                if KD * KH * KW <= 64:
-                    for kd in unroll(KD):
-                        for kh in unroll(KH):
-                            left = x[n, g, c, kd, kh, d, h, at : at + MT, 0:KW]
-                            acc = dot(left, w[g, panel, c, kd, kh, 0:KW, 0:NT], acc)
-                else:
-                    for kd in range(KD):
-                        for kh in range(KH):
-                            left = x[n, g, c, kd, kh, d, h, at : at + MT, 0:KW]
-                            acc = dot(left, w[g, panel, c, kd, kh, 0:KW, 0:NT], acc)
+                for kd in range(KD):
+                    for kh in range(above, below):
+                        left = x[n, g, c, kd, kh, d, h, at : at + MT, 0:KW]
+                        acc = dot(left, w[g, panel, c, kd, kh, 0:KW, 0:NT], acc)
             tile[0:MT, 0:NT] = acc
             for j in range(0, OUTS // 8 * 8, 8):
                 y[n, g, o + j : o + j + 8, d, h, at : at + MT] = tile[0:MT, j : j + 8].T
@@ -131,10 +138,13 @@ def tiling(width: int, outputs: int, wide: bool) -> Tiling:
     return best
 
 
-def tile_calls(part: Geometry, x: Buffer, packed: Buffer, y: Buffer) -> list[KernelCall]:
+def tile_calls(
+    part: Geometry, x: Buffer, packed: Buffer, y: Buffer, rows_of_x: tuple[int, int]
+) -> list[KernelCall]:
     """``y`` (B, G, O, OD, OH, OW) from x (B, G, C, D, H, W), whose windows must lie inside x.
 
     ``packed`` is what :func:`pack_weights_calls` has made. ``part.low`` is zero or negative.
+    ``rows_of_x`` says after how many rows of padding, on the axis H, how many real rows of x come.
     """
     cut = tiling(y.shape[5], part.outputs, accumulator(y.dtype) is f64)
     taps, steps = part.kernel, part.dilation
@@ -165,6 +175,7 @@ def tile_calls(part: Geometry, x: Buffer, packed: Buffer, y: Buffer) -> list[Ker
         "NT": cut.lanes,
         "OUTS": cut.outputs,
         "ROWS": rows,
+        "HEIGHT": (rows_of_x[0] + part.low[1], rows_of_x[1], part.strides[1], part.dilation[1]),
         "ACC": accumulator(y.dtype),
     }
     grid = (y.shape[3] * -(-y.shape[4] // rows), y.shape[0], part.groups * cut.panels)

@@ -111,6 +111,17 @@ def channels_to_lanes(y: Array, out: Array, NT: Const, OUTS: Const, T: Const, PI
             out[n, g, panel, d, h, at : at + T, j : j + OUTS % 8] = rest.T
 
 
+def _rows_inside(kh, rows, HEIGHT):
+    """The first of the output rows whose tap ``kh`` reads x and not padding, and the end; inline.
+
+    HEIGHT is (rows of padding before x, rows of x, stride, dilation).
+    """
+    low, size, stride, dilation = HEIGHT
+    first = (tl.maximum(low - kh * dilation, 0) + (stride - 1)) // stride
+    last = (tl.maximum(low + size - kh * dilation, 0) + (stride - 1)) // stride
+    return tl.minimum(first, rows), tl.minimum(last, rows)
+
+
 @kernel
 def weight_tiles(
     x: Array,
@@ -119,6 +130,7 @@ def weight_tiles(
     IMAGES: Const,
     MT: Const,
     NT: Const,
+    HEIGHT: Const,
     ACC: Const,
 ):
     """sums (S, G, panels, blocks, MT, KD, KH, KW, NT) of x and y.
@@ -135,10 +147,11 @@ def weight_tiles(
     for n in range(s * IMAGES, tl.minimum(s * IMAGES + IMAGES, x.shape[0])):
         for kd in range(x.shape[3]):
             for kh in range(x.shape[4]):
+                above, below = _rows_inside(kh, x.shape[7], HEIGHT)
                 for kw in range(x.shape[5]):
                     acc = zeros((MT, NT), ACC)
                     for d in range(x.shape[6]):
-                        for h in range(x.shape[7]):
+                        for h in range(above, below):
                             left = x[n, g, c : c + MT, kd, kh, kw, d, h, 0:width]
                             acc = dot(left, y[n, g, panel, d, h, 0:width, 0:NT], acc)
                     if n > s * IMAGES:
@@ -192,12 +205,18 @@ def add_sums_strided(sums: Array, w: Array, R: Const, MT: Const, NT: Const, OUTS
 
 
 def weight_tile_calls(
-    whole: Geometry, x: Buffer, y: Buffer, w: Buffer, transposed: Buffer, sums: Buffer
+    whole: Geometry,
+    x: Buffer,
+    y: Buffer,
+    w: Buffer,
+    transposed: Buffer,
+    sums: Buffer,
+    rows_of_x: tuple[int, int],
 ) -> list[KernelCall]:
     """``w`` (G, O, C, KD, KH, KW) from x (B, G, C, D, H, W) and y (B, G, O, OD, OH, OW).
 
     Every window must lie inside x. ``transposed`` and ``sums`` are memory of the shapes that
-    :class:`WeightPlan` says.
+    :class:`WeightPlan` says. ``rows_of_x``: after how many rows of padding how many of x come.
     """
     plan = weight_plan(whole, w.dtype)
     cut, wide = plan.tile, accumulator(w.dtype)
@@ -225,12 +244,18 @@ def weight_tile_calls(
         -sum(low * s for low, s in zip(whole.low, steps)),
     ).fix(2)
     tile = {"MT": cut.positions, "NT": cut.lanes, "ACC": wide}
+    height_of_x = (
+        rows_of_x[0] + whole.low[1],
+        rows_of_x[1],
+        whole.strides[1],
+        whole.dilation[1],
+    )
     parts = sums.view(plan.sums_shape(whole)).fix(4)
     product = KernelCall(
         weight_tiles,
         (plan.blocks, g * cut.panels, plan.groups),
         (seen, turned, parts),
-        {**tile, "IMAGES": plan.images},
+        {**tile, "IMAGES": plan.images, "HEIGHT": height_of_x},
     )
     per_block = cut.positions * whole.taps
     rows = parts.view((*parts.shape[:4], per_block, cut.lanes)).fix(4)
