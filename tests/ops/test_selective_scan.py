@@ -48,7 +48,7 @@ def torch_scan(
     return torch.stack(out, 1)
 
 
-SIZES = [(1, 1, 1, 1), (2, 5, 3, 4), (1, 70, 17, 16), (3, 9, 20, 5), (1, 40, 6, 64)]
+SIZES = [(1, 1, 1, 1), (1, 70, 17, 16), (3, 9, 20, 5), (1, 60, 6, 32)]
 
 
 @pytest.mark.parametrize("sizes", SIZES)

@@ -9,11 +9,12 @@ from tests.ops.gradcheck import check_gradient
 from tests.ops.gradcheck import compiled as kernels
 from tests.ops.node_calls import LAYOUTS, check, compiled, leaf, random_values, with_threads
 
-from tilewright.dtypes import ALL, DType, boolean, f32, f64, i32, i64
+from tilewright.dtypes import ALL, DType, bf16, boolean, f32, f64, i32, i64, u8
 from tilewright.errors import ShapeError
 from tilewright.ops import sorting
 
 LENGTHS = (1, 2, 17, 64, 65, 700)
+SOME = (f32, bf16, i64, u8, boolean)  # floats of two widths, signed, unsigned, bool
 
 
 @pytest.fixture
@@ -34,11 +35,18 @@ def special(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType) -> n
 
 @pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize("n", LENGTHS)
-@pytest.mark.parametrize("descending", [False, True])
-def test_argsort(rng: np.random.Generator, dtype: DType, n: int, descending: bool) -> None:
+def test_argsort(rng: np.random.Generator, dtype: DType, n: int) -> None:
     x = leaf(special(rng, (3, n), dtype), dtype)
-    check(sorting.argsort(x, -1, descending))
-    check(sorting.sort(x, -1, descending))
+    check(sorting.argsort(x))
+    check(sorting.sort(x))
+
+
+@pytest.mark.parametrize("dtype", SOME)
+@pytest.mark.parametrize("n", LENGTHS)
+def test_descending(rng: np.random.Generator, dtype: DType, n: int) -> None:
+    x = leaf(special(rng, (3, n), dtype), dtype)
+    check(sorting.argsort(x, -1, True))
+    check(sorting.sort(x, -1, True))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -54,7 +62,7 @@ def test_axes_and_layouts(
     check(*sorting.topk(x, 3 if shape[axis] > 3 else 2, axis, largest=False))
 
 
-@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("dtype", SOME)
 @pytest.mark.parametrize("largest", [False, True])
 def test_few_of_many(rng: np.random.Generator, dtype: DType, largest: bool) -> None:
     for n, k in ((800, 1), (800, 100), (801, 7), (3000, 50)):
