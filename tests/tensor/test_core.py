@@ -50,6 +50,15 @@ def test_attributes() -> None:
         x.shade = 1
 
 
+def test_other_libraries_find_the_namespace() -> None:
+    compat = pytest.importorskip("array_api_compat")
+    x = tw.asarray([1.0, 2.0])
+    assert compat.is_array_api_obj(x)
+    assert compat.array_namespace(x, x) is tw
+    assert compat.device(x) == "cpu"
+    assert compat.size(x) == 2
+
+
 # promotion
 
 MIXED = [
