@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tilewright.dtypes import DType, f32, f64
+from tilewright.dtypes import DType, bf16, f32, f64, u32
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.flash_backward_kernels import (
     flash_backward,
@@ -55,8 +55,18 @@ def accumulator(dtype: DType) -> DType:
     return f64 if dtype is f64 else f32
 
 
-def _padded(head_dim: int) -> int:
-    return -(-head_dim // 16) * 16
+def _padded(head_dim: int, pairs: bool) -> int:
+    """Elements of a head that the kernels keep: whole vectors of words."""
+    lanes = 32 if pairs else 16
+    return -(-head_dim // lanes) * lanes
+
+
+def _words(x: Buffer) -> Buffer:
+    """An array of bf16 as one of pairs where its memory allows; else as it is."""
+    pairs, rest = divmod(x.shape[-1], 2)
+    if x.dtype is not bf16 or rest or x.strides[-1] != 1 or any(s % 2 for s in x.strides[:-1]):
+        return x
+    return x.view((*x.shape[:-1], pairs), (*(s // 2 for s in x.strides[:-1]), 1), dtype=u32)
 
 
 def by_heads(x: Buffer, layout: str) -> Buffer:
@@ -80,13 +90,12 @@ def _mask_view(mask: Buffer, sizes: Sizes, transposed: bool) -> Buffer:
     return mask.view(sizes.scores, steps)
 
 
-def _forward_blocks(sizes: Sizes, dtype: DType) -> dict[str, int]:
+def _forward_blocks(sizes: Sizes, dtype: DType, padded: int) -> dict[str, int]:
     """Queries on lanes (EW of them at the edge), groups of queries per program, keys per block and
     rows of a register block: measured, and limited by what fits a core's caches.
 
     How many groups share a block of keys changes no bits, so it may follow the amount of work.
     """
-    padded = _padded(sizes.head_dim)
     if dtype is f64:
         width, keys = 32, 32 if padded <= 128 else 16
         groups = 2 if padded <= 64 else 1
@@ -114,36 +123,30 @@ def forward_calls(
     ``masks`` has one mask or none, of any shape that broadcasts to (B, H, Tq, Tk).
     """
     sizes = Sizes.of(q, k)
-    dtype = accumulator(q.dtype)
-    blocks = _forward_blocks(sizes, dtype)
-    consts = _consts(sizes, dtype, blocks)
+    dtype, pairs = accumulator(q.dtype), q.dtype is bf16
+    padded = _padded(sizes.head_dim, pairs)
+    blocks = _forward_blocks(sizes, dtype, padded)
+    consts: dict[str, Any] = {"DP": padded, "T": dtype, "PAIRS": pairs, **blocks}
     n = -(-sizes.queries // (blocks["QW"] * blocks["GROUPS"]))
     views = tuple(_mask_view(m, sizes, transposed=True) for m in masks)
     group, ahead = sizes.heads // sizes.kv_heads, CAUSAL if causal else EVERYTHING
-    args = (q, k, v, views, out, lse, scale, group, ahead)
+    args = (_words(q), _words(k), v, views, out, lse, scale, group, ahead)
     return [KernelCall(flash_forward, (n, sizes.heads, sizes.batch), args, consts)]
 
 
-def _consts(sizes: Sizes, dtype: DType, blocks: dict[str, int]) -> dict[str, Any]:
-    return {
-        "DP": _padded(sizes.head_dim),
-        "T": dtype,
-        **blocks,
-    }
-
-
-def _backward_blocks(head_dim: int, dtype: DType) -> dict[str, int]:
+def _backward_blocks(dtype: DType, padded: int, pairs: bool) -> dict[str, int]:
     """Keys per block, queries per step, and the register blocks: N rows by KW keys (EW at the
     edge) or DW elements of a head."""
-    padded = _padded(head_dim)
     narrow = 16 if padded % 32 else 32
     if dtype is f64:
         keys, queries = (32, 32) if padded <= 64 else (32, 16) if padded <= 128 else (16, 16)
         return {"KB": keys, "R": queries, "KW": keys, "EW": 16, "N": 4, "DW": narrow}
-    if padded <= 64:
-        return {"KB": 64, "R": 64, "KW": 64, "EW": 16, "N": 4, "DW": padded}
+    edge = 32 if pairs else 16
+    if padded <= 64 or (pairs and padded <= 128):
+        wide = padded if padded <= 64 else 64 if padded % 64 == 0 else narrow
+        return {"KB": 64, "R": 64, "KW": 64, "EW": edge, "N": 4, "DW": wide}
     queries = 64 if padded <= 128 else 32
-    return {"KB": 32, "R": queries, "KW": 32, "EW": 16, "N": 8, "DW": narrow}
+    return {"KB": 32, "R": queries, "KW": 32, "EW": edge, "N": 8, "DW": narrow}
 
 
 def backward_calls(
@@ -166,8 +169,9 @@ def backward_calls(
     for 16-bit operands sums like q, k and v in the accumulator's dtype.
     """
     sizes = Sizes.of(q, k)
-    dtype = accumulator(q.dtype)
-    blocks = _backward_blocks(sizes.head_dim, dtype)
+    dtype, pairs = accumulator(q.dtype), q.dtype is bf16
+    padded = _padded(sizes.head_dim, pairs)
+    blocks = _backward_blocks(dtype, padded, pairs)
     stats, *sums = workspace
     calls = [
         KernelCall(
@@ -177,19 +181,21 @@ def backward_calls(
             {"T": dtype},
         )
     ]
-    consts = _consts(sizes, dtype, blocks)
+    consts: dict[str, Any] = {"DP": padded, "T": dtype, "PAIRS": pairs, **blocks}
     views = tuple(_mask_view(m, sizes, transposed=False) for m in masks)
     pieces, size = _pieces(sizes, max(blocks["KB"], blocks["R"]))
     group, ahead = sizes.heads // sizes.kv_heads, CAUSAL if causal else EVERYTHING
-    args = (q, k, v, views, dout, stats, *(sums or grads), scale, group, ahead)
-    for step in range(pieces):
+    words = (_words(q), _words(k), _words(v), _words(dout))
+    rows = (q, k, dout) if pairs else ()
+    args = (*words, rows, views, stats, *(sums or grads), scale, group, ahead)
+    for turn in range(pieces):
         # under a causal mask no query of an earlier piece sees a later piece's keys
-        programs = pieces - step if causal else pieces
+        programs = pieces - turn if causal else pieces
         calls.append(
             KernelCall(
                 flash_backward,
                 (programs, sizes.kv_heads, sizes.batch),
-                (*args, step, pieces, size),
+                (*args, turn, pieces, size),
                 consts,
             )
         )
