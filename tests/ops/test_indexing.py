@@ -197,6 +197,13 @@ GATHERS: list[Any] = [
         lambda x, i: torch.gather(x, 1, i),
     ),
     (
+        lambda x, i: indexing.take_along_axis(x, i, 1),
+        (3, 5, 2),
+        (3, 1, 2),
+        5,
+        lambda x, i: torch.gather(x, 1, i),
+    ),
+    (
         lambda x, i: indexing.gather_nd(x, i),
         (4, 4, 3),
         (7, 2),

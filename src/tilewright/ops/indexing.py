@@ -323,7 +323,11 @@ def _along_calls(node: Node, inputs: Sequence[Any], out: Any) -> list[KernelCall
 def _along_gradient(node: Node, grad: Node) -> Sequence[Node | None]:
     x, ids = node.inputs
     axis = node.attrs["axis"]
-    return scatter_along_axis(ids, grad, _size(x, axis), axis), None
+    if ids.shape[axis] != 1:
+        return scatter_along_axis(ids, grad, _size(x, axis), axis), None
+    # one element of each row: elementwise code, which fuses with what uses it
+    places = elementwise.iota(views.sizes_of(x), axis, ids.dtype)
+    return elementwise.where(elementwise.eq(places, ids), grad, _zeros(x)), None
 
 
 register(
