@@ -11,7 +11,7 @@ import typer
 
 from tilewright.cli.common import guarded
 
-__all__ = ["commands", "gpt", "llama"]
+__all__ = ["autoencoder", "commands", "gpt", "llama", "mamba", "mnist"]
 
 # Options that several commands have
 
@@ -29,6 +29,10 @@ Resume = Annotated[
 Tokenizer = Annotated[
     str, typer.Option(metavar="KIND", help="chars, bpe:N, or a tokenizer.json or GGUF file.")
 ]
+Folder = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="A folder with MNIST's files, or train*.npz.")
+]
+Epochs = Annotated[int, typer.Option(metavar="N", min=1, help="How often each image is seen.")]
 Fasta = Annotated[bool, typer.Option("--fasta", help="The files are FASTA.")]
 Layers = Annotated[int, typer.Option(metavar="N", min=1)]
 Heads = Annotated[int, typer.Option(metavar="N", min=1)]
@@ -68,9 +72,7 @@ Threads = Annotated[
     int | None,
     typer.Option("-t", "--threads", metavar="N", min=1, help="[default: one per core]"),
 ]
-Sample = Annotated[
-    int, typer.Option(metavar="N", min=0, help="Tokens of text to show at the end.")
-]
+Sample = Annotated[int, typer.Option(metavar="N", min=0, help="Tokens of text to show at the end.")]
 Prompt = Annotated[str | None, typer.Option(metavar="TEXT", help="What the sample begins with.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
 
@@ -81,7 +83,7 @@ def commands() -> typer.Typer:
         help="Train models: checkpoints, a record, a loss curve, and model files in a folder.",
         no_args_is_help=True,
     )
-    for command in (gpt, llama):
+    for command in (gpt, llama, mamba, mnist, autoencoder):
         app.command()(guarded(command))
     return app
 
@@ -135,9 +137,9 @@ def gpt(
     quiet: Quiet = False,
 ) -> None:
     """A GPT-2 from text. The defaults are nanoGPT's for Shakespeare by characters."""
-    from tilewright.train.recipes.run import run_decoder
+    from tilewright.train.recipes.run import run_language
 
-    run_decoder("gpt", _begin(ctx), show=_show)
+    run_language("gpt", _begin(ctx), show=_show)
 
 
 def llama(
@@ -180,9 +182,113 @@ def llama(
     quiet: Quiet = False,
 ) -> None:
     """A llama from text: RMSNorm, SwiGLU, rotary positions, grouped queries."""
-    from tilewright.train.recipes.run import run_decoder
+    from tilewright.train.recipes.run import run_language
 
-    run_decoder("llama", _begin(ctx), show=_show)
+    run_language("llama", _begin(ctx), show=_show)
+
+
+def mamba(
+    ctx: typer.Context,
+    out: Out,
+    data: Data = None,
+    tokenizer: Tokenizer = "chars",
+    fasta: Fasta = False,
+    layers: Layers = 6,
+    width: Width = 256,
+    state: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Numbers that a channel remembers.")
+    ] = 16,
+    context: Context = 256,
+    batch: Batch = 32,
+    accumulate: Accumulate = 1,
+    steps: Steps = 5000,
+    lr: Rate = 1e-3,
+    min_lr: MinRate = None,
+    warmup: Warmup = 100,
+    beta2: Beta2 = 0.95,
+    weight_decay: Decay = 0.1,
+    clip: Clip = 1.0,
+    precision: Precision = "f32",
+    eval_every: EvalEvery = 250,
+    eval_batches: EvalBatches = 50,
+    checkpoint_every: CheckpointEvery = 250,
+    validation: Validation = 0.1,
+    seed: Seed = 1337,
+    resume: Resume = False,
+    threads: Threads = None,
+    sample: Sample = 200,
+    prompt: Prompt = None,
+    quiet: Quiet = False,
+) -> None:
+    """A Mamba language model from text: selective state spaces instead of attention."""
+    from tilewright.train.recipes.run import run_language
+
+    run_language("mamba", _begin(ctx), show=_show)
+
+
+def mnist(
+    ctx: typer.Context,
+    out: Out,
+    data: Folder = None,
+    model: Annotated[str, typer.Option(metavar="KIND", help="cnn, or vit.")] = "cnn",
+    width: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Of the network.  [default: 16 (cnn), 64 (vit)]"),
+    ] = None,
+    batch: Batch = 100,
+    epochs: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="[default: 8 (cnn), 30 (vit)]"),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option("--lr", metavar="LR", help="At its highest.  [default: 3e-3 (cnn), 2e-3]"),
+    ] = None,
+    weight_decay: Decay = 0.01,
+    clip: Clip = 1.0,
+    precision: Precision = "f32",
+    checkpoint_every: CheckpointEvery = 0,
+    seed: Seed = 1337,
+    resume: Resume = False,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Handwritten digits, by a convolutional network or a vision transformer."""
+    from tilewright.train.recipes.run import run_digits
+
+    run_digits(_begin(ctx), show=_show)
+
+
+def autoencoder(
+    ctx: typer.Context,
+    out: Out,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="MNIST's folder, or images (in folders or not)."),
+    ] = None,
+    latent: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Numbers that an image becomes.")
+    ] = 32,
+    width: Annotated[int, typer.Option(metavar="N", min=1, help="Channels.")] = 16,
+    size: Annotated[
+        int, typer.Option(metavar="N", min=4, help="Pixels that images are fitted to.")
+    ] = 64,
+    batch: Batch = 100,
+    epochs: Epochs = 10,
+    lr: Rate = 3e-3,
+    weight_decay: Decay = 0.0,
+    clip: Clip = 0.0,
+    precision: Precision = "f32",
+    checkpoint_every: CheckpointEvery = 0,
+    seed: Seed = 1337,
+    resume: Resume = False,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """A convolutional autoencoder; draws what it makes of images it has not seen."""
+    from tilewright.train.recipes.run import run_reconstruction
+
+    run_reconstruction(_begin(ctx), show=_show)
 
 
 def _show(what: str, text: str) -> None:

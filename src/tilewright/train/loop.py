@@ -51,6 +51,7 @@ class RunOptions:
         resume: go on from the folder's last good checkpoint, if there is one.
         compiled: False runs every step dynamically: the same bits, more slowly.
         quiet: no progress line.
+        counts: what batches are counted in, for speeds: ``"tokens"``, ``"images"``.
     """
 
     folder: str | None
@@ -63,6 +64,7 @@ class RunOptions:
     resume: bool = False
     compiled: bool = True
     quiet: bool = False
+    counts: str = "tokens"
 
 
 class Trainer:
@@ -196,8 +198,9 @@ class Trainer:
     ) -> dict[str, float]:
         options, results = self.options, {}
         stream = open(os.devnull, "w") if options.quiet else None  # noqa: SIM115
+        unit = "tok" if options.counts == "tokens" else options.counts
         with (
-            Progress(options.steps, done=self.step, stream=stream) as progress,
+            Progress(options.steps, done=self.step, stream=stream, unit=unit) as progress,
             Prefetch(self.loader) as batches,
         ):
             last_saved = self.step if saved is not None and self.step else -1
@@ -223,8 +226,8 @@ class Trainer:
                     progress.note(f"step {self.step}: {words}")
                 if record is not None and (ending or shown or self.step % options.log_every == 0):
                     lr = float(self.optimizer.lr.item())
-                    speed = progress.tokens_per_s()
-                    record.log(self.step, loss=loss, lr=lr, tokens_per_s=speed, **shown)
+                    speed = {f"{options.counts}_per_s": progress.tokens_per_s()}
+                    record.log(self.step, loss=loss, lr=lr, **speed, **shown)
                 if saved is not None and (ending or self.step % options.checkpoint_every == 0):
                     self._save(saved, batches.state(), shown.get("val_loss"))
                     last_saved = self.step

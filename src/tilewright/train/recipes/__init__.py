@@ -1,1 +1,1 @@
-"""Recipes: whole training runs, from files to exported models, as ``tilewright train`` runs them."""
+"""Recipes: whole training runs, from files to model files, as ``tilewright train`` runs them."""

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any, Final
 
 from tilewright.errors import FormatError, TrainingError
 from tilewright.formats.atomic import atomic_file
+from tilewright.nn.mamba import MambaLM
 from tilewright.nn.module import Module
 from tilewright.nn.transformer import GPT, Llama
 from tilewright.tensor import random
 from tilewright.train.checkpoint import best_checkpoint, list_checkpoints, load_checkpoint
-from tilewright.train.recipes.export import export_decoder
+from tilewright.train.recipes.autoencoder import run_autoencoder
+from tilewright.train.recipes.export import export_decoder, export_module
 from tilewright.train.recipes.gpt import make_gpt
-from tilewright.train.recipes.language import LanguageOptions, train_language_model
+from tilewright.train.recipes.images import ImageOptions
+from tilewright.train.recipes.language import LanguageOptions, sample, train_language_model
 from tilewright.train.recipes.llama import make_llama
+from tilewright.train.recipes.mamba import make_mamba
+from tilewright.train.recipes.mnist import run_mnist
 from tilewright.train.recipes.text import TextData, prepare_text, reopen_text
 
 __all__ = [
@@ -25,7 +32,9 @@ __all__ = [
     "language_options",
     "load_best",
     "open_text",
-    "run_decoder",
+    "run_digits",
+    "run_language",
+    "run_reconstruction",
 ]
 
 Show = Callable[[str, str], None]
@@ -129,8 +138,8 @@ def open_text(settings: Mapping[str, Any]) -> TextData:
     )
 
 
-def run_decoder(kind: str, settings: Mapping[str, Any], show: Show) -> dict[str, float]:
-    """``tilewright train gpt`` and ``llama``: train, export, show a sample."""
+def run_language(kind: str, settings: Mapping[str, Any], show: Show) -> dict[str, float]:
+    """``tilewright train gpt``, ``llama`` and ``mamba``: train, export, show a sample."""
     options = language_options(settings)
     text = open_text(settings)
     folder = os.fspath(settings["out"])
@@ -153,21 +162,32 @@ def run_decoder(kind: str, settings: Mapping[str, Any], show: Show) -> dict[str,
     )
     load_best(module, folder, show)
     name = os.path.basename(os.path.abspath(folder))
-    for path in export_decoder(module, text.metadata, folder, name):
+    if isinstance(module, MambaLM):
+        config = {"model_type": "mamba", **asdict(module.config)}
+        paths = export_module(module, folder, config)
+    else:
+        paths = export_decoder(module, text.metadata, folder, name)
+    for path in paths:
         show("note", f"wrote {path}")
     if settings["sample"]:
-        show("sample", _sampled(os.path.join(folder, "model.gguf"), settings, text))
+        show("sample", _sampled(module, folder, settings, text))
+    _show_results(results, show)
+    return results
+
+
+def _show_results(results: Mapping[str, float], show: Show) -> None:
     words = "  ".join(f"{key} {value:.4f}" for key, value in results.items())
     if words:
         show("result", words)
-    return results
 
 
 def _describe(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _plain(v) for k, v in settings.items() if k not in _OF_THE_SITTING}
 
 
-def _make(kind: str, settings: Mapping[str, Any], vocab: int) -> GPT | Llama:
+def _make(kind: str, settings: Mapping[str, Any], vocab: int) -> GPT | Llama | MambaLM:
+    if kind == "mamba":
+        return make_mamba(vocab, settings["layers"], settings["width"], settings["state"])
     sizes = {k: settings[k] for k in ("context", "layers", "heads", "width")}
     if kind == "gpt":
         return make_gpt(vocab, **sizes, dropout=settings["dropout"], bias=settings["bias"])
@@ -197,16 +217,61 @@ def load_best(module: Module, folder: str, show: Show) -> None:
     show("note", f"taking the weights of step {found.step}, whose metric is {found.metric:.4f}")
 
 
-def _sampled(path: str, settings: Mapping[str, Any], text: TextData) -> str:
-    """Text from the exported model: what `tilewright run` would say."""
-    from tilewright.generate.model import load
-
-    model = load(path, context=settings["context"], max_sequences=1)
+def _sampled(module: Module, folder: str, settings: Mapping[str, Any], text: TextData) -> str:
+    """Text from the model: of a decoder, what `tilewright run` would say of the file."""
     prompt = settings["prompt"]
     if prompt is None:
-        prompt = "\n" if text.tokenizer.encode("\n", add_special=False) else ""
-    ids = model.tokenizer.encode(prompt) or text.validation[:1].tolist()
-    room = settings["context"] - len(ids)
-    count = min(settings["sample"], max(room, 0))
-    pieces = list(model.generate(ids, count, seed=settings["seed"]))
+        prompt = "\n" if "\n" in text.tokenizer.decode(text.train[:4096].tolist()) else ""
+    ids = text.tokenizer.encode(prompt) or text.validation[:1].tolist()
+    count, seed = settings["sample"], settings["seed"]
+    if isinstance(module, MambaLM):
+        made = list(sample(module, ids, count, settings["context"], seed=seed))
+        return (prompt + text.tokenizer.decode(made)).strip("\n")
+    from tilewright.generate.model import load
+
+    model = load(os.path.join(folder, "model.gguf"), context=settings["context"], max_sequences=1)
+    pieces = list(model.generate(ids, count, seed=seed))
     return (prompt + "".join(pieces)).strip("\n")
+
+
+# images
+
+
+def _image_options(settings: Mapping[str, Any]) -> ImageOptions:
+    known = ImageOptions.__dataclass_fields__
+    return ImageOptions(**{k: v for k, v in settings.items() if k in known})
+
+
+def run_digits(settings: Mapping[str, Any], show: Show) -> dict[str, float]:
+    """``tilewright train mnist``."""
+    small = settings["model"] == "vit"
+    defaults = {"epochs": 30 if small else 8, "lr": 2e-3 if small else 3e-3}
+    settings = dict(settings) | {k: v for k, v in defaults.items() if settings[k] is None}
+    begin = time.monotonic()
+    _, results = run_mnist(
+        settings["data"],
+        _image_options(settings),
+        os.fspath(settings["out"]),
+        model=settings["model"],
+        width=settings["width"],
+        resume=settings["resume"],
+        quiet=settings["quiet"],
+        describe={"command": "mnist", "settings": _describe(settings)},
+    )
+    show("note", f"{time.monotonic() - begin:.1f} s")
+    _show_results(results, show)
+    return results
+
+
+def run_reconstruction(settings: Mapping[str, Any], show: Show) -> dict[str, float]:
+    """``tilewright train autoencoder``."""
+    _, results = run_autoencoder(
+        settings["data"],
+        _image_options(settings),
+        os.fspath(settings["out"]),
+        **{k: settings[k] for k in ("latent", "width", "size", "resume", "quiet")},
+        describe={"command": "autoencoder", "settings": _describe(settings)},
+    )
+    show("note", f"wrote {os.path.join(settings['out'], 'reconstructions.png')}")
+    _show_results(results, show)
+    return results
