@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from tests.ops.kernel_calls import run
+from tests.ops.kernel_calls import interpret, run
 
 from tilewright.dtypes import DType, bf16, boolean, from_float32, to_float32
 from tilewright.graph import Node, data_node, topological
 from tilewright.ops import table
+from tilewright.ops.calls import KernelCall
 from tilewright.runtime.buffers import Buffer, empty, from_array
+
+Launch = Callable[[Iterable[KernelCall]], None]
 
 LAYOUTS = ("dense", "strided", "reversed", "transposed")
 
@@ -63,16 +66,21 @@ def reference(*nodes: Node) -> Any:
     return out[0] if len(nodes) == 1 else out
 
 
-def compiled(*nodes: Node) -> Any:
+def compiled(*nodes: Node, launch: Launch = run) -> Any:
     """The nodes' values by kernels wherever their entries call some."""
     values: dict[Node, Any] = {}
     for node in topological(nodes):
-        values[node] = _value(node, values)
+        values[node] = _value(node, values, launch)
     out = [array_of(values[n]) for n in nodes]
     return out[0] if len(nodes) == 1 else out
 
 
-def _value(node: Node, values: dict[Node, Any]) -> Any:
+def interpreted(*nodes: Node) -> Any:
+    """The nodes' values by kernels that the interpreter runs."""
+    return compiled(*nodes, launch=interpret)
+
+
+def _value(node: Node, values: dict[Node, Any], launch: Launch) -> Any:
     if node.value is not None:
         return node.value
     if node.op == "part":
@@ -80,7 +88,7 @@ def _value(node: Node, values: dict[Node, Any]) -> Any:
     entry = None if node.is_leaf else table.get(node.op)
     inputs = [values[i] for i in node.inputs]
     if entry is not None and entry.calls is not None:
-        return _called(node, entry, inputs)
+        return _called(node, entry, inputs, launch)
     if entry is not None and entry.view is not None:
         seen = entry.view(node, inputs[0])
         if seen is not None:
@@ -97,7 +105,7 @@ def _buffer(values: np.ndarray, dtype: DType) -> Buffer:
     return out
 
 
-def _called(node: Node, entry: table.OpDef, inputs: list[Any]) -> Any:
+def _called(node: Node, entry: table.OpDef, inputs: list[Any], launch: Launch) -> Any:
     assert entry.calls is not None
     out: Any
     if entry.infer_parts is not None:
@@ -106,7 +114,7 @@ def _called(node: Node, entry: table.OpDef, inputs: list[Any]) -> Any:
     else:
         out = _soiled(node.dtype, node.shape)
     work = [] if entry.workspace is None else [_soiled(*w) for w in entry.workspace(node)]
-    run(entry.calls(node, inputs, out, *([work] if entry.workspace else [])))
+    launch(entry.calls(node, inputs, out, *([work] if entry.workspace else [])))
     return out
 
 

@@ -13,6 +13,7 @@ from tests.ops.node_calls import (
     LAYOUTS,
     check,
     compiled,
+    interpreted,
     leaf,
     random_values,
     reference,
@@ -168,6 +169,23 @@ def test_same_bits_for_any_number_of_threads(rng: np.random.Generator, width: in
     node = indexing.scatter_rows(ids, rows, 50)
     for n in (1, 2, 3, 4):
         np.testing.assert_array_equal(with_threads(n, lambda: compiled(node)), reference(node))
+
+
+def test_the_interpreter_agrees(rng: np.random.Generator) -> None:
+    x = leaf(random_values(rng, (4, 3, 5), f32), f32, "reversed")
+    ids, u = leaf(ids_of(rng, 3, (4,), True), i64), leaf(random_values(rng, (4, 4, 5), f32), f32)
+    along = leaf(ids_of(rng, 5, (4, 3, 2), True), i32)
+    pairs = leaf(np.stack([ids_of(rng, n, (6,), True) for n in (4, 3)], -1), i32)
+    v = leaf(random_values(rng, (6, 5), f32), f32)
+    for node in (
+        indexing.take(x, ids, 1),
+        indexing.scatter(x, ids, u, 1, "add"),
+        indexing.take_along_axis(x, along, 2),
+        indexing.scatter_along_axis(along, indexing.take_along_axis(x, along, 2), 5, 2),
+        indexing.gather_nd(x, pairs),
+        indexing.scatter_nd(x, pairs, v),
+    ):
+        np.testing.assert_array_equal(interpreted(node), reference(node))
 
 
 def test_errors_name_what_does_not_fit() -> None:

@@ -12,6 +12,7 @@ from tests.ops.node_calls import (
     LAYOUTS,
     check,
     compiled,
+    interpreted,
     leaf,
     random_values,
     reference,
@@ -166,6 +167,19 @@ def test_same_bits_for_any_number_of_threads(rng: np.random.Generator) -> None:
             np.testing.assert_array_equal(one, other)
         for one, exact in zip(got, wanted):
             np.testing.assert_array_equal(one, exact)
+
+
+def test_the_interpreter_agrees(rng: np.random.Generator) -> None:
+    x, a = (leaf(rng.standard_normal((3, 18)), f32) for _ in range(2))
+    start = leaf(rng.standard_normal(3), f32)
+    for node in (
+        scans.cumsum(x, 1, True),
+        scans.cumprod(x, 0),
+        scans.logcumsumexp(x, 1),
+        scans.cummax(x, 1, True)[1],
+        scans.linear_scan(a, x, start, 1),
+    ):
+        np.testing.assert_allclose(interpreted(node), compiled(node), rtol=1e-6, atol=1e-6)
 
 
 def test_errors_name_what_does_not_fit() -> None:

@@ -7,7 +7,15 @@ import pytest
 import torch
 from tests.ops.gradcheck import check_gradient
 from tests.ops.gradcheck import compiled as kernels
-from tests.ops.node_calls import LAYOUTS, check, compiled, leaf, random_values, with_threads
+from tests.ops.node_calls import (
+    LAYOUTS,
+    check,
+    compiled,
+    interpreted,
+    leaf,
+    random_values,
+    with_threads,
+)
 
 from tilewright.dtypes import ALL, DType, bf16, boolean, f32, f64, i32, i64, u8
 from tilewright.errors import ShapeError
@@ -116,6 +124,17 @@ def test_same_order_for_any_number_of_threads(
     wanted = np.argsort(values, kind="stable")
     for n in (1, 2, 3, 4):
         np.testing.assert_array_equal(with_threads(n, lambda: compiled(node)), wanted)
+
+
+def test_the_interpreter_agrees(rng: np.random.Generator) -> None:
+    short, long = leaf(special(rng, (2, 9), f32), f32), leaf(special(rng, (1, 70), u8), u8)
+    for node in (
+        sorting.argsort(short),
+        sorting.argsort(long, -1, True),
+        sorting.topk(long, 3)[1],
+        sorting.searchsorted(sorting.sort(leaf(rng.standard_normal(9), f32)), short),
+    ):
+        np.testing.assert_array_equal(interpreted(node), compiled(node))
 
 
 def test_errors_name_what_does_not_fit() -> None:
