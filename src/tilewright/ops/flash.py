@@ -24,6 +24,7 @@ from tilewright.ops.flash_plan import (
     Sizes,
     accumulator,
     backward_calls,
+    backward_memory,
     by_heads,
     forward_calls,
 )
@@ -273,13 +274,6 @@ def _calls(node: Node, inputs: Sequence[Buffer], outs: Sequence[Buffer]) -> list
     return forward_calls(q, k, v, masks, out, outs[1], attrs["causal"], attrs["scale"])
 
 
-def backward_memory(q: Node, k: Node, v: Node) -> list[tuple[DType, Shape]]:
-    """The backward pass's workspace: two numbers per query, and sums for 16-bit results."""
-    wide = accumulator(q.dtype)
-    sums = [] if q.dtype is wide else [(wide, x.shape) for x in (q, k, v)]
-    return [(wide, (2, *q.shape[:3])), *sums]
-
-
 def _backward_calls(
     node: Node, inputs: Sequence[Buffer], outs: Sequence[Buffer], workspace: Sequence[Buffer]
 ) -> list[KernelCall]:
@@ -366,7 +360,7 @@ register(
         backward_reference,
         infer_parts=_infer_backward,
         calls=_backward_calls,
-        workspace=lambda node: backward_memory(*node.inputs[:3]),
+        workspace=lambda node: backward_memory(*node.inputs[:2]),
         gradient=_backward_gradient,
     )
 )

@@ -18,7 +18,6 @@ from tilewright.graph import Node, Shape, shape_of
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.creation import zeros_like
 from tilewright.ops.flash import (
-    backward_memory,
     backward_reference,
     check_mask,
     check_operands,
@@ -27,7 +26,13 @@ from tilewright.ops.flash import (
     results_of,
 )
 from tilewright.ops.flash_composite import mask_gradient, second_gradient
-from tilewright.ops.flash_plan import accumulator, backward_calls, by_heads, forward_calls
+from tilewright.ops.flash_plan import (
+    accumulator,
+    backward_calls,
+    backward_memory,
+    by_heads,
+    forward_calls,
+)
 from tilewright.ops.table import OpDef, make, make_parts, register
 from tilewright.ops.views import concat, permute, slice_
 from tilewright.runtime.buffers import Buffer
@@ -175,9 +180,9 @@ def _calls(node: Node, inputs: Sequence[Buffer], outs: Sequence[Buffer]) -> list
     return forward_calls(q, k, v, masks, out, outs[1], attrs["causal"], attrs["scale"])
 
 
-def _workspace(node: Node) -> list[tuple[DType, Shape]]:
-    q, k, v = _split(node.inputs[0], node.attrs["heads"])
-    return backward_memory(q, k, v)
+def _workspace(node: Node) -> Sequence[tuple[DType, Shape]]:
+    q, k, _ = _split(node.inputs[0], node.attrs["heads"])
+    return backward_memory(q, k)
 
 
 def _backward_calls(

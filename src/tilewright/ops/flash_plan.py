@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tilewright.dtypes import DType, bf16, f32, f64, u32
+from tilewright.graph import Node
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.flash_backward_kernels import (
     flash_backward,
@@ -16,7 +17,7 @@ from tilewright.ops.flash_backward_kernels import (
 from tilewright.ops.flash_kernels import CAUSAL, EVERYTHING, flash_forward
 from tilewright.runtime.buffers import Buffer
 
-__all__ = ["Sizes", "accumulator", "backward_calls", "by_heads", "forward_calls"]
+__all__ = ["Sizes", "accumulator", "backward_calls", "backward_memory", "by_heads", "forward_calls"]
 
 
 _PROGRAMS = 32  # that a launch should have, to keep several threads evenly busy
@@ -44,10 +45,10 @@ class Sizes:
         return self.batch, self.heads, self.queries, self.head_dim
 
     @classmethod
-    def of(cls, q: Buffer, k: Buffer) -> Sizes:
+    def of(cls, q: Buffer | Node, k: Buffer | Node) -> Sizes:
         """Of operands (B, H, Tq, D) and (B, Hkv, Tk, D)."""
-        batch, heads, queries, head_dim = q.shape
-        return cls(batch, heads, k.shape[1], queries, k.shape[2], head_dim)
+        batch, heads, queries, head_dim = (int(n) for n in q.shape)  # type: ignore[arg-type]
+        return cls(batch, heads, int(k.shape[1]), queries, int(k.shape[2]), head_dim)  # type: ignore[arg-type]
 
 
 def accumulator(dtype: DType) -> DType:
@@ -165,8 +166,7 @@ def backward_calls(
 ) -> list[KernelCall]:
     """``grads`` (dq, dk, dv) of :func:`forward_calls` from its results and their cotangents.
 
-    ``dlse`` has one buffer or none; ``workspace`` holds two numbers per query, (2, B, H, Tq), and
-    for 16-bit operands sums like q, k and v in the accumulator's dtype.
+    ``dlse`` has one buffer or none; ``workspace`` is what :func:`backward_memory` asks for.
     """
     sizes = Sizes.of(q, k)
     dtype, pairs = accumulator(q.dtype), q.dtype is bf16
@@ -183,11 +183,12 @@ def backward_calls(
     ]
     consts: dict[str, Any] = {"DP": padded, "T": dtype, "PAIRS": pairs, **blocks}
     views = tuple(_mask_view(m, sizes, transposed=False) for m in masks)
-    pieces, size = _pieces(sizes, max(blocks["KB"], blocks["R"]))
+    pieces, size = _pieces(sizes, q.dtype)
     group, ahead = sizes.heads // sizes.kv_heads, CAUSAL if causal else EVERYTHING
+    results = [*sums, *grads[len(sums) :]]
     words = (_words(q), _words(k), _words(v), _words(dout))
     rows = (q, k, dout) if pairs else ()
-    args = (*words, rows, views, stats, *(sums or grads), scale, group, ahead)
+    args = (*words, rows, views, stats, *results, scale, group, ahead)
     for turn in range(pieces):
         # under a causal mask no query of an earlier piece sees a later piece's keys
         programs = pieces - turn if causal else pieces
@@ -205,11 +206,28 @@ def backward_calls(
     return calls
 
 
-def _pieces(sizes: Sizes, block: int) -> tuple[int, int]:
-    """Into how many pieces to cut queries and keys, and their length, a multiple of ``block``.
+def backward_memory(q: Node, k: Node) -> list[tuple[DType, tuple[int, ...]]]:
+    """The backward pass's workspace: two numbers per query, and sums for results in 16 bits, of dq
+    always, of dk and dv where several launches add to them."""
+    sizes = Sizes.of(q, k)
+    wide = accumulator(q.dtype)
+    batch, heads, queries, _ = sizes.scores
+    memory: list[tuple[DType, tuple[int, ...]]] = [(wide, (2, batch, heads, queries))]
+    if q.dtype is not wide:
+        keys = (batch, sizes.kv_heads, sizes.keys, sizes.head_dim)
+        memory.append((wide, sizes.rows("bhtd")))
+        memory += [(wide, keys)] * 2 if _pieces(sizes, q.dtype)[0] > 1 else []
+    return memory
 
-    Depends on shapes alone, and so do the bits of the result.
+
+def _pieces(sizes: Sizes, dtype: DType) -> tuple[int, int]:
+    """Into how many pieces to cut queries and keys, and their length, whole blocks of both.
+
+    Depends on shapes and dtype alone, and so do the bits of the result.
     """
+    pairs = dtype is bf16
+    shape = _backward_blocks(accumulator(dtype), _padded(sizes.head_dim, pairs), pairs)
+    block = max(shape["KB"], shape["R"])
     blocks = max(-(-max(sizes.queries, sizes.keys) // block), 1)
     wanted = -(-_PROGRAMS // max(sizes.batch * sizes.kv_heads, 1))
     each = -(-blocks // min(wanted, -(-blocks // 2)))
