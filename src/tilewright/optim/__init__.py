@@ -9,6 +9,7 @@ from tilewright.optim.gradients import (
     clip_grad_value,
     grad_norm,
 )
+from tilewright.optim.muon import Muon
 from tilewright.optim.optimizer import Optimizer
 from tilewright.optim.rules import SGD, Adafactor, Adagrad, Adam, AdamW, Lion, SparseAdam
 
@@ -21,6 +22,7 @@ __all__ = [
     "AdamW",
     "Lion",
     "LossScaler",
+    "Muon",
     "Optimizer",
     "SparseAdam",
     "accumulate",

@@ -123,13 +123,17 @@ class Adam(Optimizer):
 
     def _moved(self, m: Tensor, v: Tensor, step: Step) -> Tensor:
         """``lr * m_hat / (sqrt(v_hat) + eps)``."""
-        b1, b2 = self.option(step, "betas")
-        c1, c2 = _correction(b1, step), _correction(b2, step)
-        if "rate" not in step.shared:
-            step.shared["rate"] = step.lr / c1
-            step.shared["root"] = rsqrt(c2) if isinstance(c2, Tensor) else 1.0
-        rate, root = step.shared["rate"], step.shared["root"]
+        rate, root = self._factors(step)
         return m * rate / (sqrt(v) * root + self.option(step, "eps"))
+
+    def _factors(self, step: Step) -> tuple[Tensor, Tensor | float]:
+        """``lr / (1 - b1^n)`` and ``1 / sqrt(1 - b2^n)``."""
+        if "factors" not in step.shared:
+            c1, c2 = (_correction(b, step) for b in self.option(step, "betas"))
+            root = rsqrt(c2) if isinstance(c2, Tensor) else 1.0
+            step.shared["factors"] = step.lr / c1, root
+        found: tuple[Tensor, Tensor | float] = step.shared["factors"]
+        return found
 
 
 class AdamW(Adam):
@@ -142,7 +146,11 @@ class AdamW(Adam):
 
 
 class SparseAdam(Adam):
-    """Adam for tables: rows without a gradient keep value and moments ("lazy"), as in PyTorch."""
+    """Adam for tables: rows without a gradient keep value and moments ("lazy"), as in PyTorch.
+
+    As there, ``eps`` is added to the root before its bias correction. Dense gradients are treated
+    as by :class:`Adam`.
+    """
 
     takes_sparse = True
 
@@ -158,7 +166,9 @@ class SparseAdam(Adam):
         v_rows = _looked_up(state["exp_avg_sq"], ids) * b2 + g * g * (1 - b2)
         state["exp_avg"].assign(_replaced(state["exp_avg"], ids, m_rows))
         state["exp_avg_sq"].assign(_replaced(state["exp_avg_sq"], ids, v_rows))
-        return _added(x, ids, -self._moved(m_rows, v_rows, step))
+        rate, root = self._factors(step)
+        moved = m_rows * (rate / root) / (sqrt(v_rows) + self.option(step, "eps"))
+        return _added(x, ids, -moved)
 
 
 class Adagrad(Optimizer):
