@@ -110,9 +110,7 @@ def test_order_of_sums(m: int, k: int, n: int, a_turned: bool, b_turned: bool) -
 @pytest.mark.parametrize("a_turned", [False, True])
 @pytest.mark.parametrize("b_turned", [False, True])
 @pytest.mark.parametrize("source", [f32, bf16], ids=str)
-@pytest.mark.parametrize(
-    ("m", "k", "n"), [(40, 1602, 50), (70, 65, 40), (12, 31, 20), (600, 20, 33)]
-)
+@pytest.mark.parametrize(("m", "k", "n"), [(40, 1602, 50), (70, 65, 40), (600, 20, 33)])
 def test_order_of_pairs(
     m: int, k: int, n: int, source: DType, a_turned: bool, b_turned: bool
 ) -> None:

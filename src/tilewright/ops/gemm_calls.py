@@ -1,7 +1,7 @@
 """Which kernels make a product of arrays, with which blocks.
 
-What a plan decides depends on shapes and dtypes alone, so that memory can be planned before there
-are buffers; strides only choose how operands are read.
+What a plan decides depends on shapes, dtypes and the number of threads alone, so that memory can be
+planned before there are buffers; strides only choose how operands are read. No choice changes bits.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from tilewright.ops.calls import KernelCall
 from tilewright.ops.gemm_kernels import PANEL, ROWS, gemm_blocked, gemm_direct, pack_panels
 from tilewright.ops.quantized import no_epilogue
 from tilewright.runtime.buffers import Buffer
+from tilewright.runtime.launch import default_pool
 
 __all__ = ["Plan", "plan_product", "product_calls", "split_batches", "workspace_of"]
 
+_MOST_PANELS = 1 << 15  # per program: the kernel takes a u16
+_COPY = 8  # copying an element costs as much as so many multiply-adds
 _MAX_CHUNK = 400  # words of k: a block's rows are copied, a panel's words wait in the L1 cache
-_PROGRAMS = 4  # at least, so that two threads end at about the same time
 _SMALL = 64**3  # multiply-adds that are not worth packing
 _FEW_ROWS = 16  # rows over which packing b would not pay
 _PACK_FIRST_ROWS = 512  # rows from which b is packed once for all of them...
@@ -87,22 +89,28 @@ def plan_product(
 
 
 def _blocks(m: int, n: int, batch: int, most: int, panel: int) -> tuple[int, int]:
-    """Rows and panels of a program: as little copying as leaves work for two threads.
+    """Rows and panels of a program: what is done soonest by all threads together.
 
-    A program copies its rows of a and its columns of b, so few columns per program make the copies
-    of a dear and few rows those of b.
+    A program copies its rows of a and its columns of b: few columns per program make the copies of
+    a dear, few rows those of b. All programs of a launch take equally long.
     """
-    if m <= ROWS:
-        return m, max(1, -(-n // (panel * max(1, -(-_PROGRAMS // max(batch, 1))))))
+    threads = max(2, default_pool().threads)
+    m, all_panels = max(m, 1), max(-(-n // panel), 1)
     fewest = -(-m // most)
+    least = -(-all_panels // _MOST_PANELS)
     best: tuple[float, int, int] | None = None
     for blocks in range(fewest, fewest + 4):
-        rows = min(most, _round_up(-(-m // blocks), ROWS if m <= 64 else 32))
-        groups = max(1, -(-_PROGRAMS // max(-(-m // rows) * batch, 1)))
-        panels = max(1, -(-n // (panel * groups)))
-        cost = 1 / rows + 1 / (panels * panel)
-        if best is None or cost < best[0]:
-            best = cost, rows, panels
+        rows = m
+        if m > ROWS:
+            rows = min(most, _round_up(-(-m // blocks), ROWS if m <= 64 else 32))
+        for groups in range(least, least + 2 * threads):
+            panels = -(-all_panels // groups)
+            programs = batch * -(-m // rows) * -(-all_panels // panels)
+            columns = panels * panel
+            work = rows * columns + _COPY * (rows + columns)
+            cost = -(-programs // threads) * work
+            if best is None or cost < best[0]:
+                best = cost, rows, panels
     assert best is not None
     return best[1:]
 
