@@ -11,7 +11,7 @@ import typer
 
 from tilewright.cli.common import guarded
 
-__all__ = ["autoencoder", "commands", "gpt", "llama", "mamba", "mnist"]
+__all__ = ["autoencoder", "commands", "gpt", "llama", "lora", "mamba", "merge", "mnist"]
 
 # Options that several commands have
 
@@ -83,7 +83,7 @@ def commands() -> typer.Typer:
         help="Train models: checkpoints, a record, a loss curve, and model files in a folder.",
         no_args_is_help=True,
     )
-    for command in (gpt, llama, mamba, mnist, autoencoder):
+    for command in (gpt, llama, mamba, mnist, autoencoder, lora, merge):
         app.command()(guarded(command))
     return app
 
@@ -289,6 +289,78 @@ def autoencoder(
     from tilewright.train.recipes.run import run_reconstruction
 
     run_reconstruction(_begin(ctx), show=_show)
+
+
+def lora(
+    ctx: typer.Context,
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="A GGUF file, or a folder with config.json and safetensors."
+        ),
+    ],
+    out: Out,
+    data: Data = None,
+    fasta: Fasta = False,
+    rank: Annotated[int, typer.Option(metavar="N", min=1)] = 8,
+    alpha: Annotated[
+        float, typer.Option(metavar="A", help="Adapters count by alpha / rank.")
+    ] = 16.0,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Matrices: q_proj, c_attn, ..., attention, all. May be repeated.  "
+            "[default: q_proj and v_proj; c_attn]",
+        ),
+    ] = None,
+    dropout: Dropout = 0.0,
+    context: Context = 256,
+    batch: Batch = 8,
+    accumulate: Accumulate = 1,
+    steps: Steps = 500,
+    lr: Rate = 3e-4,
+    min_lr: MinRate = None,
+    warmup: Warmup = 20,
+    beta2: Beta2 = 0.999,
+    weight_decay: Decay = 0.0,
+    clip: Clip = 1.0,
+    precision: Precision = "f32",
+    eval_every: EvalEvery = 100,
+    eval_batches: EvalBatches = 50,
+    checkpoint_every: CheckpointEvery = 100,
+    validation: Validation = 0.1,
+    seed: Seed = 1337,
+    resume: Resume = False,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune a decoder by low-rank adapters, which are saved as PEFT saves them."""
+    from tilewright.train.recipes.run import run_lora
+
+    run_lora(_begin(ctx), show=_show)
+
+
+def merge(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="What the adapter was trained for.")
+    ],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Folder of the adapter.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="FILE", help="merged.gguf, or .safetensors.")
+    ],
+    stored: Annotated[
+        str,
+        typer.Option(
+            "--type", metavar="TYPE", help="Of changed matrices in GGUF: f32, f16, q8_0, same, ..."
+        ),
+    ] = "f32",
+) -> None:
+    """Add an adapter to its model and write the result."""
+    from tilewright.train.recipes.lora import merge as write_merged
+
+    changed = write_merged(model, adapter, out, stored)
+    print(f"wrote {out}: {len(changed)} matrices changed", file=sys.stderr)
 
 
 def _show(what: str, text: str) -> None:

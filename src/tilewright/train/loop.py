@@ -6,6 +6,7 @@ for bit: parameters, optimiser state, random state and the loader's position are
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -84,6 +85,11 @@ class Trainer:
         describe: JSON that checkpoints carry along (the configuration that rebuilds the module).
         tokens: what a batch counts for in the progress line; default its first array's size.
         state: the module whose tensors checkpoints save; default ``module``.
+
+    Attributes:
+        step: steps done.
+        losses: of the steps done in this sitting.
+        interrupted: the signal's name when Ctrl-C (or SIGTERM) ended :meth:`fit` early.
     """
 
     def __init__(
@@ -117,6 +123,7 @@ class Trainer:
         self._state = module if state is None else state
         self._tokens = tokens or (lambda batch: int(np.asarray(batch[0]).size))
         self.step = 0
+        self.interrupted: str | None = None
         self.losses: list[float] = []
         self._whole = compile(self._whole_step) if options.compiled else self._whole_step
         self._gather = compile(self._gradients) if options.compiled else self._gradients
@@ -149,21 +156,32 @@ class Trainer:
         if self._schedule is not None:
             self.optimizer.lr = self._schedule(self.step)
         if self.options.accumulate == 1:
-            batch = next(batches)
+            batch = self._next(batches)
             loss = self._whole(*[asarray(a, copy=False) for a in batch])
             return float(loss.item()), self._tokens(batch)
         total, count = 0.0, 0
         for _ in range(self.options.accumulate):
-            batch = next(batches)
+            batch = self._next(batches)
             total += float(self._gather(*[asarray(a, copy=False) for a in batch]).item())
             count += self._tokens(batch)
         self._update()
         return total / self.options.accumulate, count
 
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        batch = next(batches, None)
+        if batch is None:
+            raise TrainingError(
+                f"the data ended after step {self.step} of {self.options.steps}: a loader for "
+                "training goes on without end (epochs=None)"
+            )
+        return batch
+
     # the run
 
     def fit(self) -> dict[str, float]:
         """Train to the end (or Ctrl-C); returns the last loss and evaluation.
+
+        After Ctrl-C the step that runs is finished and a checkpoint saved; see ``interrupted``.
 
         Raises:
             TrainingError: the loss is not finite, or the disk said no; checkpoints stay as they
@@ -189,6 +207,8 @@ class Trainer:
 
                 with Interrupts(heard) as interrupts:
                     results = self._run(interrupts, saved, record)
+                if self.interrupted:
+                    print(f"stopped at step {self.step}; resume the run to go on", file=sys.stderr)
         if self.losses or found is not None:
             plot_record(os.path.join(folder, "record.jsonl"), os.path.join(folder, "loss.png"))
         return results
@@ -206,13 +226,8 @@ class Trainer:
             last_saved = self.step if saved is not None and self.step else -1
             while self.step < options.steps and interrupts.requested is None:
                 loss, count = self._one(batches)
-                last = list_checkpoints(saved.folder) if saved is not None else []
-                check_loss(
-                    self.step + 1,
-                    loss,
-                    lr=float(self.optimizer.lr.item()),
-                    checkpoint=last[-1][1] if last else None,
-                )
+                if not math.isfinite(loss):
+                    self._refuse(loss, saved)
                 self.step += 1
                 self.losses.append(loss)
                 results["loss"] = loss
@@ -235,7 +250,14 @@ class Trainer:
                 self._save(saved, batches.state(), None)
         if stream is not None:
             stream.close()
+        if self.step < options.steps:
+            self.interrupted = interrupts.requested
         return results
+
+    def _refuse(self, loss: float, saved: Checkpoints | None) -> None:
+        last = list_checkpoints(saved.folder) if saved is not None else []
+        path = last[-1][1] if last else None
+        check_loss(self.step + 1, loss, lr=float(self.optimizer.lr.item()), checkpoint=path)
 
     def _evaluated(self) -> dict[str, float]:
         if self._evaluate is None:

@@ -174,7 +174,10 @@ def train_on_images(
     quiet: bool = False,
     describe: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Train for some epochs, measuring after each; returns the last figures."""
+    """Train for some epochs, measuring after each; returns the last figures.
+
+    Ctrl-C raises `KeyboardInterrupt` once the step is finished and a checkpoint saved.
+    """
 
     def computed(module: Module, *batch: Tensor) -> Tensor:
         computing: AbstractContextManager[None] = nullcontext()
@@ -214,4 +217,7 @@ def train_on_images(
         describe=describe,
         tokens=lambda batch: len(batch[0]),
     )
-    return trainer.fit()
+    results = trainer.fit()
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return results

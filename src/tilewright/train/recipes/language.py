@@ -137,6 +137,8 @@ def train_language_model(
 ) -> dict[str, float]:
     """Train; returns the last losses. See :class:`tilewright.train.loop.Trainer`.
 
+    Ctrl-C raises `KeyboardInterrupt` once the step is finished and a checkpoint saved.
+
     Args:
         trained: the parameters to train; default all of ``module``.
         state: what checkpoints save; default ``module``.
@@ -173,7 +175,10 @@ def train_language_model(
         describe=describe,
         state=state,
     )
-    return trainer.fit()
+    results = trainer.fit()
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return results
 
 
 def sample(

@@ -22,6 +22,7 @@ from tilewright.train.recipes.gpt import make_gpt
 from tilewright.train.recipes.images import ImageOptions
 from tilewright.train.recipes.language import LanguageOptions, sample, train_language_model
 from tilewright.train.recipes.llama import make_llama
+from tilewright.train.recipes.lora import train_lora
 from tilewright.train.recipes.mamba import make_mamba
 from tilewright.train.recipes.mnist import run_mnist
 from tilewright.train.recipes.text import TextData, prepare_text, reopen_text
@@ -34,6 +35,7 @@ __all__ = [
     "open_text",
     "run_digits",
     "run_language",
+    "run_lora",
     "run_reconstruction",
 ]
 
@@ -273,5 +275,31 @@ def run_reconstruction(settings: Mapping[str, Any], show: Show) -> dict[str, flo
         describe={"command": "autoencoder", "settings": _describe(settings)},
     )
     show("note", f"wrote {os.path.join(settings['out'], 'reconstructions.png')}")
+    _show_results(results, show)
+    return results
+
+
+# adapters
+
+
+def run_lora(settings: Mapping[str, Any], show: Show) -> dict[str, float]:
+    """``tilewright train lora``."""
+    module, results = train_lora(
+        settings["model"],
+        settings["data"],
+        language_options(settings),
+        settings["out"],
+        rank=settings["rank"],
+        alpha=settings["alpha"],
+        targets=settings["target"] or (),
+        dropout=settings["dropout"],
+        fraction=settings["validation"],
+        fasta=settings["fasta"],
+        resume=settings["resume"],
+        quiet=settings["quiet"],
+        describe={"command": "lora", "settings": _describe(settings)},
+    )
+    count = sum(p.size for p in module.adapters.parameters())
+    show("note", f"wrote {os.path.join(settings['out'], 'adapter_model.safetensors')}: {count:,}")
     _show_results(results, show)
     return results
