@@ -138,6 +138,18 @@ def test_changing_numbers_compiles_nothing_new() -> None:
     assert key(0.1) == key(0.2)
 
 
+def test_a_number_can_be_state() -> None:
+    count = tw.zeros(())
+
+    @tw.compile
+    def step() -> tw.Tensor:
+        count.assign(count + 1)
+        return count * 10
+
+    assert [step().item() for _ in range(3)] == [10, 20, 30]
+    assert count.item() == 3
+
+
 # operators
 
 REFLECTED = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow"]

@@ -16,7 +16,7 @@ from tilewright.ops import views
 from tilewright.runtime.buffers import empty as empty_buffer
 from tilewright.runtime.buffers import from_array
 from tilewright.tensor.core import Tensor, apply
-from tilewright.tensor.nodes import cast_node, number_node, own
+from tilewright.tensor.nodes import cast_node, fresh, number_node, own
 from tilewright.tensor.promotion import (
     DEFAULT_FLOAT,
     DEFAULT_INT,
@@ -223,7 +223,10 @@ def shape_tuple(shape: int | Sequence[int]) -> tuple[int, ...]:
 
 def filled(shape: tuple[int, ...], value: Number, dtype: DType) -> Node:
     """A node of equal numbers; the number is handed over at run time."""
-    return views.broadcast(number_node(value, dtype), shape)
+    number = number_node(value, dtype)
+    if not shape:  # a tensor may become state, a bare number not
+        return fresh(number)
+    return views.broadcast(number, shape)
 
 
 def full(
