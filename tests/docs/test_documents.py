@@ -13,7 +13,13 @@ from tests.docs.blocks import blocks_of, run_commands, run_document
 
 from tilewright.generate.model import DEFAULT_MODEL
 
-DOCUMENTS = {"README.md": 5, "docs/architecture.md": 1, "docs/kernels.md": 12, "docs/heart.md": 7, "docs/tensors.md": 10}
+DOCUMENTS = {
+    "README.md": 5,
+    "docs/architecture.md": 1,
+    "docs/heart.md": 7,
+    "docs/kernels.md": 12,
+    "docs/tensors.md": 10,
+}
 
 
 def prose(path: Path) -> str:
