@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -232,12 +233,18 @@ def _flat(args: Sequence[Any]) -> list[Any]:
     return flat
 
 
+_F32, _U32, _F64, _I64 = (struct.Struct(code) for code in ("<f", "<I", "<d", "<q"))
+
+
 def scalar_bits(value: bool | int | float, dtype: DType) -> int:
     """A number as the 64-bit slot of a scalar argument."""
     if dtype is f32:
-        return int(_as_f32(value).view(np.uint32))
+        try:
+            return _U32.unpack(_F32.pack(value))[0]
+        except OverflowError:  # rounds to infinity
+            return int(_as_f32(value).view(np.uint32))
     if dtype is f64:
-        return int(np.float64(value).view(np.int64))
+        return _I64.unpack(_F64.pack(value))[0]
     if dtype is boolean:
         return int(bool(value))
     if dtype is f16:
