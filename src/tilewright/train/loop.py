@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,9 @@ from tilewright.nn.module import Module
 from tilewright.optim.optimizer import Optimizer
 from tilewright.tensor import random
 from tilewright.tensor.compiled import compile
-from tilewright.tensor.core import Tensor
-from tilewright.tensor.creation import asarray
+from tilewright.tensor.core import Tensor, realize
+from tilewright.tensor.creation import asarray, zeros
+from tilewright.tensor.modes import no_grad
 from tilewright.train.checkpoint import Checkpoint, Checkpoints, list_checkpoints
 from tilewright.train.guard import Interrupts, check_loss
 from tilewright.train.plot import plot_record
@@ -46,7 +48,7 @@ class RunOptions:
         steps: optimiser steps of the whole run.
         accumulate: batches per step; their gradients are averaged.
         evaluate_every: steps between evaluations (and one at the end); 0: never.
-        checkpoint_every: steps between checkpoints (and one at the end).
+        checkpoint_every: steps between checkpoints (and one at the end); 0: at the end only.
         keep: how many of the last checkpoints stay; the best one always does.
         log_every: steps between entries of the record.
         resume: go on from the folder's last good checkpoint, if there is one.
@@ -127,14 +129,33 @@ class Trainer:
         self.losses: list[float] = []
         self._whole = compile(self._whole_step) if options.compiled else self._whole_step
         self._gather = compile(self._gradients) if options.compiled else self._gradients
-        self._update = compile(self._apply) if options.compiled else self._apply
+        self._update = compile(self._apply_sums) if options.compiled else self._apply_sums
+        # where the gradients of a step's batches add up; zeros between steps
+        self._sums: list[Tensor] = []
+        if options.accumulate > 1:
+            self._sums = [zeros(p.shape, dtype=p.dtype) for p in optimizer.params]
+            realize(*self._sums)
 
     # what a step is made of
 
     def _gradients(self, *batch: Tensor) -> Tensor:
+        """Add a batch's gradients, over the number of batches, to the sums."""
+        self.optimizer.zero_grad()
         loss = self._loss(self.module, *batch)
-        (loss / self.options.accumulate).backward(retain_graph=True)
+        (loss / self.options.accumulate).backward()
+        with no_grad():
+            for p, total in zip(self.optimizer.params, self._sums):
+                if p.grad is not None:
+                    total.assign(total + p.grad.detach())
+        self.optimizer.zero_grad()
         return loss
+
+    def _apply_sums(self) -> None:
+        for p, total in zip(self.optimizer.params, self._sums):
+            p.grad = total.detach()
+        self._apply()
+        for total in self._sums:
+            total.assign(zeros(total.shape, dtype=total.dtype))
 
     def _apply(self) -> None:
         if self._clip is not None:
@@ -217,9 +238,10 @@ class Trainer:
         self, interrupts: Interrupts, saved: Checkpoints | None, record: Record | None
     ) -> dict[str, float]:
         options, results = self.options, {}
-        stream = open(os.devnull, "w") if options.quiet else None  # noqa: SIM115
         unit = "tok" if options.counts == "tokens" else options.counts
+        self.module.train()
         with (
+            open(os.devnull, "w") if options.quiet else nullcontext(sys.stderr) as stream,
             Progress(options.steps, done=self.step, stream=stream, unit=unit) as progress,
             Prefetch(self.loader) as batches,
         ):
@@ -238,18 +260,18 @@ class Trainer:
                     shown = self._evaluated()
                     results |= shown
                     words = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
-                    progress.note(f"step {self.step}: {words}")
+                    if words:
+                        progress.note(f"step {self.step}: {words}")
                 if record is not None and (ending or shown or self.step % options.log_every == 0):
                     lr = float(self.optimizer.lr.item())
                     speed = {f"{options.counts}_per_s": progress.tokens_per_s()}
                     record.log(self.step, loss=loss, lr=lr, **speed, **shown)
-                if saved is not None and (ending or self.step % options.checkpoint_every == 0):
+                every = options.checkpoint_every or options.steps
+                if saved is not None and (ending or self.step % every == 0):
                     self._save(saved, batches.state(), shown.get("val_loss"))
                     last_saved = self.step
             if saved is not None and last_saved != self.step and self.step:
                 self._save(saved, batches.state(), None)
-        if stream is not None:
-            stream.close()
         if self.step < options.steps:
             self.interrupted = interrupts.requested
         return results

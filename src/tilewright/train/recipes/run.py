@@ -300,6 +300,7 @@ def run_lora(settings: Mapping[str, Any], show: Show) -> dict[str, float]:
         describe={"command": "lora", "settings": _describe(settings)},
     )
     count = sum(p.size for p in module.adapters.parameters())
-    show("note", f"wrote {os.path.join(settings['out'], 'adapter_model.safetensors')}: {count:,}")
+    path = os.path.join(settings["out"], "adapter_model.safetensors")
+    show("note", f"wrote {path}: {count:,} parameters")
     _show_results(results, show)
     return results
