@@ -16,8 +16,10 @@ convolution ("deconvolution") is ``conv_input_gradient`` of an input of the righ
 Rounding: f64 is summed in f64, f32, f16 and bf16 in f32 and rounded once. An output of ``conv`` and
 of ``conv_input_gradient`` is one accumulator that takes one fused multiply-add per channel and tap,
 channels outermost, then taps in ascending order of the index in w (descending for the input
-gradient). ``conv_weight_gradient`` sums over groups of images, whose size depends on the shapes
-only. No order depends on threads, tiles or strides.
+gradient); bf16 takes one ``dot2`` per tap and pair of channels where a group has eight outputs or
+more. ``conv_weight_gradient`` sums over positions, then images (bf16: pairs of images), then groups
+of images, whose size depends on the shapes only. No order depends on threads, tiles or strides.
+Terms that padding would make zero may be left out: an infinite weight on padding gives no NaN.
 """
 
 from __future__ import annotations

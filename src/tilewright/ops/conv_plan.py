@@ -20,6 +20,8 @@ from tilewright.ops.conv_shapes import (
     Geometry,
     Triple,
     accumulator,
+    by_channels,
+    by_images,
     grouped,
     has_dense_planes,
     phases,
@@ -144,12 +146,14 @@ def _workspace(parts: Sequence[Geometry], dtype: DType) -> Memory:
         return ()
     if not _tiled(parts[0]):
         return ((wide, (max(prod(rows_shape(p)) for p in parts),)),)
-    halo = _halo(parts)
+    words = [by_channels(p, dtype)[0] for p in parts]
+    kind = by_channels(parts[0], dtype)[1]
+    halo = _halo(words)
     memory: list[tuple[DType, Shape]] = []
-    if halo.any or dtype is not wide:
-        memory.append((wide, _padded_shape(parts[0], halo)))
-    widths = [(p, width) for p in parts for width in (p.out[2], p.positions)]
-    memory.append((wide, (max(prod(packed_shape(p, n, dtype)) for p, n in widths),)))
+    if halo.any or dtype is not kind:
+        memory.append((kind, _padded_shape(words[0], halo)))
+    widths = [(p, width) for p in words for width in (p.out[2], p.positions)]
+    memory.append((kind, (max(prod(packed_shape(p, n, dtype)) for p, n in widths),)))
     return memory
 
 
@@ -178,13 +182,13 @@ def _tiled_calls(
     parts: Sequence[tuple[Geometry, Buffer, Buffer]], source: Buffer, workspace: Sequence[Buffer]
 ) -> list[KernelCall]:
     calls: list[KernelCall] = []
-    halo = _halo([p for p, _, _ in parts])
+    words = [by_channels(p, source.dtype)[0] for p, _, _ in parts]
+    halo, packed = _halo(words), workspace[-1]
     seen, shift = source, (0, 0, 0)
-    if halo.any or source.dtype is not accumulator(source.dtype):
-        seen, shift = workspace[0].view(_padded_shape(parts[0][0], halo)), halo.low
-        calls += pad_calls(source, shift, seen)
-    packed = workspace[-1]
-    for part, weight, target in parts:
+    if halo.any or source.dtype is not packed.dtype:
+        seen, shift = workspace[0].view(_padded_shape(words[0], halo)), halo.low
+        calls += pad_calls(source, shift, seen, "channels")
+    for part, (_, weight, target) in zip(words, parts):
         x, y, rows = seen, target, (shift[1], part.size[1])
         inside = replace(
             part,
@@ -212,14 +216,15 @@ def weight_gradient_workspace(whole: Geometry, dtype: DType) -> Memory:
         return ()
     if not _tiled(whole):
         return ((wide, (prod(rows_shape(whole)),)),)
-    plan, halo = weight_plan(whole, dtype), _halo([whole])
+    words, kind = by_images(whole, dtype)
+    plan, halo = weight_plan(words, dtype), _halo([whole])
     memory: list[tuple[DType, Shape]] = []
-    if halo.any or dtype is not wide:
-        memory.append((wide, _padded_shape(whole, halo)))
+    if halo.any or dtype is not kind:
+        memory.append((kind, _padded_shape(words, halo)))
     return (
         *memory,
-        (wide, (prod(plan.transposed_shape(whole)),)),
-        (wide, (prod(plan.sums_shape(whole)),)),
+        (kind, (prod(plan.transposed_shape(words)),)),
+        (wide, (prod(plan.sums_shape(words)),)),
     )
 
 
@@ -238,12 +243,13 @@ def weight_gradient_calls(
         calls = sort_columns_calls(whole, source, seen)
         return calls + row_weight_calls(whole, seen, grad, out)
     calls = []
-    halo, part, rows = _halo([whole]), whole, (0, whole.size[1])
+    part, rows = by_images(whole, x.dtype)[0], (0, whole.size[1])
+    halo = _halo([part])
     if len(workspace) == 3:
-        padded = workspace[0].view(_padded_shape(whole, halo))
-        calls, source = pad_calls(source, halo.low, padded), padded
+        padded = workspace[0].view(_padded_shape(part, halo))
+        calls, source = pad_calls(source, halo.low, padded, "images"), padded
         low = spatial([low - more for low, more in zip(whole.low, halo.low)])
-        part = replace(whole, size=spatial(source.shape[3:]), low=low)
+        part = replace(part, size=spatial(source.shape[3:]), low=low)
         rows = (halo.low[1], whole.size[1])
     if _flattens(part, source, grad):
         part, source, grad, rows = _flat(part), row_of(source), row_of(grad), (0, 1)

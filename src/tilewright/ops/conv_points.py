@@ -15,10 +15,10 @@ from functools import lru_cache
 
 from tilewright import lang as tl
 from tilewright.dtypes import DType
-from tilewright.lang import Array, Const, expand_dims, fma, program_id, scratch, unroll, zeros
+from tilewright.lang import Array, Const, program_id, scratch, unroll, zeros
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.conv_shapes import Geometry, accumulator
-from tilewright.ops.conv_tiles import packed_shape
+from tilewright.ops.conv_tiles import packed_shape, step
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
 
@@ -50,7 +50,7 @@ def conv_points(
     n = program_id(1)
     g = program_id(2) // splits
     first = program_id(2) % splits * PANELS
-    seen = scratch((C, PIECE), ACC)
+    seen = scratch((C, PIECE), w.dtype)
     tile = scratch((MT, NT), ACC)
     for c in range(C):
         seen[c, 0:PIECE] = x[n, g, c, at : at + PIECE]
@@ -61,11 +61,9 @@ def conv_points(
             acc = zeros((MT, NT), ACC)
             for c0 in range(0, C // 4 * 4, 4):
                 for j in unroll(4):
-                    left = expand_dims(seen[c0 + j, t : t + MT], 1)
-                    acc = fma(left, expand_dims(w[g, panel, c0 + j, 0:NT], 0), acc)
+                    acc = step(acc, seen[c0 + j, t : t + MT], w[g, panel, c0 + j, 0:NT])
             for c in range(C // 4 * 4, C):
-                left = expand_dims(seen[c, t : t + MT], 1)
-                acc = fma(left, expand_dims(w[g, panel, c, 0:NT], 0), acc)
+                acc = step(acc, seen[c, t : t + MT], w[g, panel, c, 0:NT])
             tile[0:MT, 0:NT] = acc
             for j in range(0, OUTS // 8 * 8, 8):
                 y[n, g, o + j : o + j + 8, at + t : at + t + MT] = tile[0:MT, j : j + 8].T

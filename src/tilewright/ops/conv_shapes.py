@@ -8,11 +8,11 @@ explicit group axis: x ``(N, G, C, D, H, W)``, w ``(G, O, C, KD, KH, KW)``, y
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from math import gcd, prod
 
-from tilewright.dtypes import DType, f32, f64
+from tilewright.dtypes import DType, bf16, f32, f64, u16, u32
 from tilewright.errors import ShapeError
 from tilewright.runtime.buffers import Buffer, dense_strides
 
@@ -168,6 +168,30 @@ def row_of(buffer: Buffer) -> Buffer:
 def accumulator(dtype: DType) -> DType:
     """What sums of ``dtype`` are kept in."""
     return f64 if dtype is f64 else f32
+
+
+def word(dtype: DType, pairs: bool) -> DType:
+    """What operands are made of in packed memory: pairs of bf16 are one u32."""
+    return u32 if pairs and dtype is bf16 else accumulator(dtype)
+
+
+def by_channels(part: Geometry, dtype: DType) -> tuple[Geometry, DType]:
+    """A convolution over packed words, and their dtype: two bf16 channels are one."""
+    kind = word(dtype, part.channels > 1)
+    return (replace(part, channels=-(-part.channels // 2)) if kind is u32 else part), kind
+
+
+def by_images(part: Geometry, dtype: DType) -> tuple[Geometry, DType]:
+    """The same for sums over images: two bf16 images are one."""
+    kind = word(dtype, part.batch > 1)
+    return (replace(part, batch=-(-part.batch // 2)) if kind is u32 else part), kind
+
+
+def bits_of(buffer: Buffer) -> Buffer:
+    """bf16 memory as u16, anything else as it is."""
+    if buffer.dtype is not bf16:
+        return buffer
+    return Buffer(u16, buffer.shape, buffer.strides, buffer.pointer, buffer.owner)
 
 
 # --- the input gradient: one small convolution per phase of the strides ---------------------------

@@ -17,10 +17,22 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from tilewright import lang as tl
-from tilewright.dtypes import DType, f64
-from tilewright.lang import Array, Const, dot, i64, program_id, scratch, unroll, zeros
+from tilewright.dtypes import DType, f64, u32
+from tilewright.lang import (
+    Array,
+    Const,
+    dot,
+    dot2,
+    expand_dims,
+    fma,
+    i64,
+    program_id,
+    scratch,
+    unroll,
+    zeros,
+)
 from tilewright.ops.calls import KernelCall
-from tilewright.ops.conv_shapes import Geometry, Triple, accumulator
+from tilewright.ops.conv_shapes import Geometry, Triple, accumulator, bits_of
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
 
@@ -29,6 +41,8 @@ __all__ = [
     "pack_weights_calls",
     "packed_shape",
     "pad_calls",
+    "pair",
+    "step",
     "tile_calls",
     "tiling",
 ]
@@ -45,6 +59,13 @@ def taps_inside(h, KH, HEIGHT):
     first = tl.minimum((tl.maximum(low - h * stride, 0) + (dilation - 1)) // dilation, KH)
     last = (tl.maximum(low + size - h * stride, 0) + (dilation - 1)) // dilation
     return first, tl.minimum(last, KH)
+
+
+def step(acc, left, right):
+    """acc plus one word of each row times one of each column; inline. u32 are pairs of bf16."""
+    if left.dtype is u32:
+        return dot2(acc, expand_dims(left, 1), expand_dims(right, 0))
+    return fma(expand_dims(left, 1), expand_dims(right, 0), acc)
 
 
 # --- the product ---------------------------------------------------------------------------------
@@ -87,8 +108,17 @@ def conv_tiles(
             for c in range(x.shape[2]):
                 for kd in range(KD):
                     for kh in range(above, below):
-                        left = x[n, g, c, kd, kh, d, h, at : at + MT, 0:KW]
-                        acc = dot(left, w[g, panel, c, kd, kh, 0:KW, 0:NT], acc)
+                        if x.dtype is not u32:
+                            left = x[n, g, c, kd, kh, d, h, at : at + MT, 0:KW]
+                            acc = dot(left, w[g, panel, c, kd, kh, 0:KW, 0:NT], acc)
+                        elif KW <= 8:
+                            for kw in unroll(KW):
+                                left = x[n, g, c, kd, kh, d, h, at : at + MT, kw]
+                                acc = step(acc, left, w[g, panel, c, kd, kh, kw, 0:NT])
+                        else:
+                            for kw in range(KW):
+                                left = x[n, g, c, kd, kh, d, h, at : at + MT, kw]
+                                acc = step(acc, left, w[g, panel, c, kd, kh, kw, 0:NT])
             tile[0:MT, 0:NT] = acc
             for j in range(0, OUTS // 8 * 8, 8):
                 y[n, g, o + j : o + j + 8, d, h, at : at + MT] = tile[0:MT, j : j + 8].T
@@ -187,6 +217,11 @@ def _divisor(channels: int) -> int:
     return max(n for n in range(1, min(channels, 64) + 1) if channels % n == 0)
 
 
+def pair(low, high):
+    """Two bf16, as u16, in one u32; inline."""
+    return low.to(u32) | (high.to(u32) << 16)
+
+
 # --- preparing the operands ----------------------------------------------------------------------
 
 
@@ -194,7 +229,7 @@ def _divisor(channels: int) -> int:
 def pack_weights(w: Array, packed: Array, NT: Const, OUTS: Const):
     """w (G, O, C, KD, KH, KW) -> packed (G, panels, C, KD, KH, KW, NT), zeros beyond OUTS.
 
-    Grid (C, panels, G).
+    Where packed is u32 it has pairs of channels of w, bf16 as u16. Grid (C, panels, G).
     """
     c, panel, g = program_id(0), program_id(1), program_id(2)
     o = tl.minimum(panel * NT, w.shape[1] - OUTS)
@@ -204,7 +239,14 @@ def pack_weights(w: Array, packed: Array, NT: Const, OUTS: Const):
                 if OUTS < NT:
                     packed[g, panel, c, kd, kh, kw, 0:NT] = zeros((NT,), packed.dtype)
                 for j in unroll(OUTS):  # one by one: gathers are slower
-                    packed[g, panel, c, kd, kh, kw, j] = w[g, o + j, c, kd, kh, kw]
+                    if packed.dtype is u32:
+                        low, high = (
+                            w[g, o + j, 2 * c, kd, kh, kw],
+                            w[g, o + j, 2 * c + 1, kd, kh, kw],
+                        )
+                        packed[g, panel, c, kd, kh, kw, j] = pair(low, high)
+                    else:
+                        packed[g, panel, c, kd, kh, kw, j] = w[g, o + j, c, kd, kh, kw]
 
 
 def packed_shape(part: Geometry, width: int, dtype: DType) -> tuple[int, ...]:
@@ -214,29 +256,49 @@ def packed_shape(part: Geometry, width: int, dtype: DType) -> tuple[int, ...]:
 
 
 def pack_weights_calls(part: Geometry, width: int, w: Buffer, packed: Buffer) -> list[KernelCall]:
-    """Fill ``packed``, flat memory, with w (G, O, C, KD, KH, KW) of any strides."""
+    """Fill ``packed``, flat memory, with w (G, O, C, KD, KH, KW) of any strides.
+
+    ``part`` counts channels in words of ``packed``.
+    """
     shape = packed_shape(part, width, w.dtype)
+    w = bits_of(w) if packed.dtype is u32 else w
     consts = {"NT": shape[-1], "OUTS": min(part.outputs, shape[-1])}
     grid = (part.channels, shape[1], part.groups)
     return [KernelCall(pack_weights, grid, (w, packed.view(shape).fix(6)), consts)]
 
 
 @kernel
-def pad_planes(x: Array, padded: Array, low0: i64, low1: i64, low2: i64, N: Const):
+def pad_planes(x: Array, padded: Array, low0: i64, low1: i64, low2: i64, N: Const, PAIRS: Const):
     """padded (B, G, C, PD, PH, PW): x (B, G, C, D, H, W) behind ``low`` zeros, zeros after it.
 
-    Grid (C, G, B).
+    PAIRS: elements of two "channels" or two "images" of x, bf16 as u16, become one u32; "" says
+    they do not. Grid (C, G, B).
     """
     c, g, n = program_id(0), program_id(1), program_id(2)
     for d in range(padded.shape[3]):
+        z = d - low0
         for h in range(padded.shape[4]):
+            row = h - low1
             for at in range(0, padded.shape[5], N):
-                row = x[n, g, c, d - low0, h - low1, at - low2 : at - low2 + N]
-                padded[n, g, c, d, h, at : at + N] = row
+                first = at - low2
+                if PAIRS == "channels":
+                    low = x[n, g, 2 * c, z, row, first : first + N]
+                    words = pair(low, x[n, g, 2 * c + 1, z, row, first : first + N])
+                elif PAIRS == "images":
+                    low = x[2 * n, g, c, z, row, first : first + N]
+                    words = pair(low, x[2 * n + 1, g, c, z, row, first : first + N])
+                else:
+                    words = x[n, g, c, z, row, first : first + N]
+                padded[n, g, c, d, h, at : at + N] = words
 
 
-def pad_calls(x: Buffer, low: Triple, padded: Buffer) -> list[KernelCall]:
-    """Fill ``padded`` with x (B, G, C, D, H, W) and zeros around it, in the dtype of ``padded``."""
-    b, g, c = x.shape[:3]
+def pad_calls(x: Buffer, low: Triple, padded: Buffer, pairs: str) -> list[KernelCall]:
+    """Fill ``padded`` with x (B, G, C, D, H, W) and zeros around it, in the dtype of ``padded``.
+
+    ``pairs`` ("channels" or "images") says what meets in a word where that is u32.
+    """
+    b, g, c = padded.shape[:3]
     lanes = 64 if padded.shape[5] > 32 else 32 if padded.shape[5] > 16 else 16
-    return [KernelCall(pad_planes, (c, g, b), (x, padded.fix(3), *low), {"N": lanes})]
+    consts = {"N": lanes, "PAIRS": pairs if padded.dtype is u32 else ""}
+    x = bits_of(x) if padded.dtype is u32 else x
+    return [KernelCall(pad_planes, (c, g, b), (x, padded.fix(3), *low), consts)]

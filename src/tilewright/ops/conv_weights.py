@@ -18,11 +18,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tilewright import lang as tl
-from tilewright.dtypes import DType, f64
+from tilewright.dtypes import DType, f64, u32
 from tilewright.lang import Array, Const, dot, program_id, unroll, zeros
 from tilewright.ops.calls import KernelCall
-from tilewright.ops.conv_shapes import Geometry, accumulator, has_dense_planes, is_dense, row_of
-from tilewright.ops.conv_tiles import Tiling, tiling
+from tilewright.ops.conv_shapes import (
+    Geometry,
+    accumulator,
+    bits_of,
+    has_dense_planes,
+    is_dense,
+    row_of,
+)
+from tilewright.ops.conv_tiles import Tiling, pair, step, tiling
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
 
@@ -79,8 +86,8 @@ def weight_plan(whole: Geometry, dtype: DType) -> WeightPlan:
 def channels_to_lanes(y: Array, out: Array, NT: Const, OUTS: Const, T: Const, PIECE: Const):
     """y (B, G, O, OD, OH, OW) -> out (B, G, panels, OD, OH, OW, NT), zeros beyond OUTS.
 
-    Eight channels at a time, so that memory is read in few streams: grid (OD * OH * pieces of OW,
-    panels, B * G).
+    Where out is u32 it has pairs of images of y, bf16 as u16. Eight channels at a time, so that
+    memory is read in few streams: grid (OD * OH * pieces of OW, panels, B * G).
     """
     width = y.shape[5]
     pieces = (width + (PIECE - 1)) // PIECE
@@ -101,13 +108,21 @@ def channels_to_lanes(y: Array, out: Array, NT: Const, OUTS: Const, T: Const, PI
     for j in range(0, OUTS // 8 * 8, 8):
         for i in range(tiles):
             at = tl.minimum(first + i * T, width - T)
-            block = y[n, g, o + j : o + j + 8, d, h, at : at + T]
+            if out.dtype is u32:
+                low = y[2 * n, g, o + j : o + j + 8, d, h, at : at + T]
+                block = pair(low, y[2 * n + 1, g, o + j : o + j + 8, d, h, at : at + T])
+            else:
+                block = y[n, g, o + j : o + j + 8, d, h, at : at + T]
             out[n, g, panel, d, h, at : at + T, j : j + 8] = block.T
     if OUTS % 8:
         j = OUTS // 8 * 8
         for i in range(tiles):
             at = tl.minimum(first + i * T, width - T)
-            rest = y[n, g, o + j : o + j + OUTS % 8, d, h, at : at + T]
+            if out.dtype is u32:
+                low = y[2 * n, g, o + j : o + j + OUTS % 8, d, h, at : at + T]
+                rest = pair(low, y[2 * n + 1, g, o + j : o + j + OUTS % 8, d, h, at : at + T])
+            else:
+                rest = y[n, g, o + j : o + j + OUTS % 8, d, h, at : at + T]
             out[n, g, panel, d, h, at : at + T, j : j + OUTS % 8] = rest.T
 
 
@@ -152,8 +167,17 @@ def weight_tiles(
                     acc = zeros((MT, NT), ACC)
                     for d in range(x.shape[6]):
                         for h in range(above, below):
-                            left = x[n, g, c : c + MT, kd, kh, kw, d, h, 0:width]
-                            acc = dot(left, y[n, g, panel, d, h, 0:width, 0:NT], acc)
+                            if x.dtype is not u32:
+                                left = x[n, g, c : c + MT, kd, kh, kw, d, h, 0:width]
+                                acc = dot(left, y[n, g, panel, d, h, 0:width, 0:NT], acc)
+                            else:
+                                for i in range(0, width // 4 * 4, 4):
+                                    for j in unroll(4):
+                                        left = x[n, g, c : c + MT, kd, kh, kw, d, h, i + j]
+                                        acc = step(acc, left, y[n, g, panel, d, h, i + j, 0:NT])
+                                for i in range(width // 4 * 4, width):
+                                    left = x[n, g, c : c + MT, kd, kh, kw, d, h, i]
+                                    acc = step(acc, left, y[n, g, panel, d, h, i, 0:NT])
                     if n > s * IMAGES:
                         acc = acc + sums[s, g, panel, block, 0:MT, kd, kh, kw, 0:NT]
                     sums[s, g, panel, block, 0:MT, kd, kh, kw, 0:NT] = acc
@@ -215,17 +239,19 @@ def weight_tile_calls(
 ) -> list[KernelCall]:
     """``w`` (G, O, C, KD, KH, KW) from x (B, G, C, D, H, W) and y (B, G, O, OD, OH, OW).
 
-    Every window must lie inside x. ``transposed`` and ``sums`` are memory of the shapes that
-    :class:`WeightPlan` says. ``rows_of_x``: after how many rows of padding how many of x come.
+    Every window must lie inside x. ``whole`` counts images in words of x. ``transposed`` and
+    ``sums`` are memory of the shapes that :class:`WeightPlan` says. ``rows_of_x``: after how many
+    rows of padding how many of x come.
     """
     plan = weight_plan(whole, w.dtype)
     cut, wide = plan.tile, accumulator(w.dtype)
     lanes = {"NT": cut.lanes, "OUTS": cut.outputs}
     b, g = whole.batch, whole.groups
     turned = transposed.view(plan.transposed_shape(whole)).fix(3)
+    y = bits_of(y) if transposed.dtype is u32 else y
     grads = row_of(y) if has_dense_planes(y) else y
     flat = turned.view((*turned.shape[:3], *grads.shape[3:], cut.lanes)).fix(3)
-    piece = max(16, _PIECE_BYTES // (cut.lanes * wide.nbytes) // 16 * 16)
+    piece = max(16, _PIECE_BYTES // (cut.lanes * transposed.dtype.nbytes) // 16 * 16)
     height, width = grads.shape[3] * grads.shape[4], grads.shape[5]
     turn = KernelCall(
         channels_to_lanes,
