@@ -121,12 +121,12 @@ def gather_nd_kernel(
         at = unravel(r, lead)
         if LANES:
             for j in range(start, stop, BLOCK):
-                index = ()
+                index = ids.shape[:0]
                 for c in unroll(N):
                     index = (*index, ids[*at, j : j + BLOCK, c])
                 out[*at, j : j + BLOCK] = x[*index]
         else:
-            index = ()
+            index = ids.shape[:0]
             for c in unroll(N):
                 index = (*index, ids[*at[:K], c])
             for j in range(start, stop, BLOCK):
@@ -324,7 +324,7 @@ def scatter_nd_kernel(
         k = unravel(n, many)
         place = ids[*k, 0]
         if (place >= low) & (place < high):
-            index = (place,)
+            index = (*ids.shape[:0], place)
             for c in unroll(1, N):
                 index = (*index, ids[*k, c])
             for j in range(start, stop, BLOCK):

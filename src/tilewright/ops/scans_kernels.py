@@ -72,13 +72,13 @@ def scan_kernel(
     j = program_id(0) * BLOCK
     n = y.shape[O]
     at = unravel(program_id(1), (*y.shape[:O], *y.shape[O + 1 : y.ndim - 1]))
-    given = ()
+    given = y.shape[:0]
     for x in unroll(starts):
         given = (*given, x[*at[:O], 0, *at[O:], j : j + BLOCK])
     carry = FIRST(given, (BLOCK,), y.dtype)
     for i in range(n):
         t = (n - 1 - i) if REVERSE else i
-        values = ()
+        values = y.shape[:0]
         for x in unroll(xs):
             values = (*values, x[*at[:O], t, *at[O:], j : j + BLOCK])
         carry, out = STEP(carry, values, t)
@@ -104,21 +104,21 @@ def scan_rows_kernel(
     j = program_id(0) * ROWS
     n = y.shape[y.ndim - 1]
     at = unravel(program_id(1), y.shape[: y.ndim - 2])
-    given = ()
+    given = y.shape[:0]
     for x in unroll(starts):
         given = (*given, x[*at, j : j + ROWS, 0])
     carry = FIRST(given, (ROWS,), y.dtype)
-    turned = ()
+    turned = y.shape[:0]
     for x in unroll(xs):
         turned = (*turned, scratch((STEPS, ROWS), x.dtype))
     outs = scratch((STEPS, ROWS), y.dtype)
     for block in range((n + STEPS - 1) // STEPS):
         t = (n - STEPS - block * STEPS) if REVERSE else block * STEPS
-        for k in unroll(len(xs)):
-            turned[k][0:STEPS, 0:ROWS] = xs[k][*at, j : j + ROWS, t : t + STEPS].T
+        for x, tile in unroll(zip(xs, turned)):  # type: ignore[call-overload]
+            tile[0:STEPS, 0:ROWS] = x[*at, j : j + ROWS, t : t + STEPS].T
         for i in unroll(STEPS) if UNROLLED else range(STEPS):
             k = STEPS - 1 - i if REVERSE else i
-            values = ()
+            values = y.shape[:0]
             for x in unroll(turned):
                 values = (*values, x[k, 0:ROWS])
             carry, out = STEP(carry, values, t + k)
