@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import tilewright as tw
+from tilewright.compiler.fusion import pending
 from tilewright.errors import TraceError
 from tilewright.tensor.modes import tracing
 
@@ -124,6 +125,46 @@ def test_assign_keeps_leaves_and_old_values() -> None:
     assert float(y) == 30
     with pytest.raises(tw.ShapeError, match="assign"):
         x.assign(tw.ones((3,)))
+
+
+def test_views_that_change_nothing_leave_the_leaf_its_place() -> None:
+    x = leaf([1.0, 2.0])
+    same = x.reshape(2)
+    tw.realize(same)
+    repr(same)
+    (same * same).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [2, 4])
+    lazy = tw.zeros((2,), dtype=F64)
+    lazy.requires_grad = True
+    loss = (lazy * 3).sum()
+    lazy.realize()
+    loss.backward()
+    np.testing.assert_array_equal(lazy.grad.numpy(), [3, 3])
+
+
+def test_assigned_state_is_computed_along() -> None:
+    """Running statistics, which nobody looks at while training, do not pile up."""
+    w = leaf([1.0, 2.0])
+    average = tw.zeros((), dtype=F64).realize()
+    for _ in range(3):
+        hidden = w * 2
+        average.assign(average * 0.5 + hidden.mean() * 0.5)
+        hidden.sum().backward()
+        assert average.node.op == "data"
+    assert average.item() == 3 * (0.5 + 0.25 + 0.125)
+
+
+def test_state_that_nobody_asks_for_keeps_a_short_past() -> None:
+    count = tw.zeros((), dtype=F64)
+    for _ in range(200):
+        count.assign(count + 1)
+    assert len(pending([count.node])) < 10
+    assert count.item() == 200
+    # values that do not rest on the old one are not computed for nothing
+    other = tw.zeros((2,))
+    first = other.assign(tw.ones((2,)) * 3).node
+    other.assign(tw.ones((2,)) * 4)
+    assert first.value is None
 
 
 def test_a_leaf_is_told_apart_from_its_past() -> None:

@@ -43,7 +43,7 @@ def backward(
 
     Computes the outputs and the gradients in one program (inside a trace: when the trace runs).
     Tensors on the way that somebody still refers to are computed along, so that looking at them
-    afterwards costs nothing.
+    afterwards costs nothing; so is state that was assigned meanwhile (running statistics).
 
     Args:
         cotangents: one per output, of its shape; None is 1 and wants an output of one element.
@@ -81,7 +81,7 @@ def backward(
             node = ew.add(tensor.grad.node, node)
         tensor.grad = Tensor(node)
     if mode.trace is None:
-        _realize_gradients(list(fresh), [*outputs, *alive])
+        _realize_gradients(list(fresh), [*outputs, *alive, *mode.take_assigned()])
     if not retain_graph:
         for y in outputs:
             if y._tracks == DERIVED:

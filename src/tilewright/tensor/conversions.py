@@ -88,3 +88,21 @@ class Conversions:
 
     def __contains__(self: Any, value: Any) -> bool:
         return bool((self == value).any())
+
+    def __reduce__(self: Any) -> Any:
+        array = self.buffer("pickling").numpy()
+        return _rebuild, (
+            np.ascontiguousarray(array).reshape(self.shape),
+            self.dtype.name,
+            self.requires_grad and self.is_leaf,
+        )
+
+
+def _rebuild(array: np.ndarray, dtype: str, requires_grad: bool) -> Tensor:
+    """What unpickles a tensor."""
+    from tilewright.dtypes import by_name
+    from tilewright.tensor.creation import from_numpy
+
+    tensor = from_numpy(array, by_name(dtype))
+    tensor.requires_grad = requires_grad
+    return tensor

@@ -17,6 +17,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 
+from tilewright.compiler.fusion import pending
 from tilewright.compiler.realize import realize as realize_nodes
 from tilewright.dtypes import DType
 from tilewright.errors import DTypeError, ShapeError
@@ -54,6 +55,8 @@ DERIVED: Final = 2  # computed from one that tracks
 VARIABLE: Final = 3  # what a transformation such as grad() differentiates by
 
 Build = Callable[[Node, Node], Node]
+
+_MANY_ASSIGNED: Final = 4096
 
 
 class Tensor(Conversions, Methods):
@@ -203,14 +206,6 @@ class Tensor(Conversions, Methods):
         copied.grad = None if self.grad is None else self.grad.__copy__()
         return copied
 
-    def __reduce__(self) -> Any:
-        array = self.buffer("pickling").numpy()
-        return _rebuild, (
-            np.ascontiguousarray(array).reshape(self.shape),
-            self.dtype.name,
-            self._tracks == LEAF,
-        )
-
     # state
 
     def assign(self, value: Any) -> Tensor:
@@ -229,8 +224,24 @@ class Tensor(Conversions, Methods):
             node = views.stop_gradient(node)
         if node is value.node:
             node = fresh(node)
+        if mode.trace is None and node.value is None:
+            self._await(node)
         self._rebind(node, LEAF if self._tracks == LEAF else PLAIN)
         return self
+
+    def _await(self, node: Node) -> None:
+        """See to it that ``node``, about to be assigned, is computed before its past grows long.
+
+        The next ``backward`` computes it along. If it is assigned to again before, and the new
+        value rests on the old one, the old one is computed now.
+        """
+        old = self.node
+        waiting = old.value is None and old.owner is not None and old.owner() is self
+        if waiting and old in pending([node]):
+            realize_nodes([old])
+        mode.assigned.append(weakref.ref(self))
+        if len(mode.assigned) > _MANY_ASSIGNED:
+            mode.assigned = [ref for ref in mode.assigned if _is_waiting(ref())]
 
     def _rebind(self, node: Node, tracks: int) -> None:
         old, self.node, self._tracks = self.node, node, tracks
@@ -520,6 +531,10 @@ def _derive(tensor: Tensor, node: Node) -> None:
         node.owner = weakref.ref(tensor)
 
 
+def _is_waiting(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.node.value is None
+
+
 def _same(node: Node) -> Node:
     return fresh(node) if node.op == "data" else node
 
@@ -567,15 +582,5 @@ def _settle(tensor: Tensor) -> None:
     if tensor._tracks < DERIVED and node.op != "data":
         tensor.node = data_node(node.value)
         own(tensor.node, tensor)
-    if tensor._tracks:
+    if tensor._tracks == LEAF:
         own(node, tensor)  # graphs that were built before lead to this node
-
-
-def _rebuild(array: np.ndarray, dtype: str, requires_grad: bool) -> Tensor:
-    """What unpickles a tensor."""
-    from tilewright.dtypes import by_name
-    from tilewright.tensor.creation import from_numpy
-
-    tensor = from_numpy(array, by_name(dtype))
-    tensor.requires_grad = requires_grad
-    return tensor

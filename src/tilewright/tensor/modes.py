@@ -31,6 +31,16 @@ class _Mode(threading.local):
 
     grad: bool = True
     trace: Trace | None = None
+
+    def __init__(self) -> None:
+        self.assigned: list[weakref.ref[Tensor]] = []  # state whose new value nobody asked for yet
+
+    def take_assigned(self) -> list[Tensor]:
+        """The state that was assigned and not computed; it is not remembered any longer."""
+        refs, self.assigned = self.assigned, []
+        found = {id(t): t for t in (ref() for ref in refs) if t is not None}
+        return [t for t in found.values() if t.node.value is None]
+
     autocast: DType | None = None  # what products take their f32 operands as
     along: list[weakref.ref[Tensor]] | None = None  # to be computed with the next values asked for
 
