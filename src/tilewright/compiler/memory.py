@@ -7,13 +7,17 @@ first among those that start earliest, and aligned to 64 bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 from tilewright.graph import Graph, Node, upper_bound
 from tilewright.ops import table
-from tilewright.runtime.buffers import ALIGN, padded_strides
+from tilewright.ops.calls import KernelCall
+from tilewright.ops.layout_kernels import copy_kernel
+from tilewright.runtime.buffers import ALIGN, Buffer, padded_strides
 
-__all__ = ["MemoryPlan", "best_fit", "is_alias", "plan_memory"]
+__all__ = ["MemoryPlan", "best_fit", "copies", "flat_arguments", "is_alias", "plan_memory"]
 
 
 @dataclass(frozen=True)
@@ -81,3 +85,28 @@ def best_fit(busy: list[tuple[int, int]], size: int) -> int:
             best, best_gap = cursor, gap
         cursor = max(cursor, end)
     return best if best >= 0 else cursor
+
+
+def flat_arguments(args: Sequence[Any]) -> list[Any]:
+    """A kernel's arguments with those that are sequences taken apart."""
+    flat: list[Any] = []
+    for arg in args:
+        if isinstance(arg, (tuple, list)):
+            flat.extend(arg)
+        else:
+            flat.append(arg)
+    return flat
+
+
+def copies(call: object, old: Buffer, new: Buffer) -> TypeGuard[KernelCall]:
+    """Whether all that ``call`` does is to copy ``old`` to ``new``, laid out alike."""
+    if not isinstance(call, KernelCall) or call.kernel is not copy_kernel:
+        return False
+    source, target = call.args
+    alike = (source.dtype, source.shape, source.strides) == (
+        target.dtype,
+        target.shape,
+        target.strides,
+    )
+    ends = (source.pointer, target.pointer) == (old.pointer, new.pointer)
+    return alike and ends and source.size == old.size

@@ -24,7 +24,7 @@ from tilewright.compiler.fusion import (
     pending,
 )
 from tilewright.compiler.loops import Scalar, loop_calls, split_workspace
-from tilewright.compiler.memory import best_fit
+from tilewright.compiler.memory import best_fit, copies, flat_arguments
 from tilewright.dtypes import DType, bf16, boolean, f16, f32, f64, from_float32, to_float32
 from tilewright.errors import UnsupportedError
 from tilewright.graph import Node, data_node
@@ -161,7 +161,7 @@ class StaticProgram:
         numbers: list[tuple[int, int]] = []
         for i, call in enumerate(calls):
             at = table_.slot_at(i, 0) + 3
-            for arg in _flat(call.args):
+            for arg in flat_arguments(call.args):
                 if isinstance(arg, Buffer):
                     source, offset = self._where(arg.pointer)
                     slots.append(at)
@@ -221,16 +221,6 @@ class StaticProgram:
         results = result if isinstance(result, tuple) else (result,)
         for out, values in zip(call.outs, results):
             real(out).numpy()[...] = from_float32(values) if out.dtype is bf16 else values
-
-
-def _flat(args: Sequence[Any]) -> list[Any]:
-    flat: list[Any] = []
-    for arg in args:
-        if isinstance(arg, (tuple, list)):
-            flat.extend(arg)
-        else:
-            flat.append(arg)
-    return flat
 
 
 _F32, _U32, _F64, _I64 = (struct.Struct(code) for code in ("<f", "<I", "<d", "<q"))
@@ -304,7 +294,7 @@ class _Builder:
         self.storages: list[_Storage] = []
         self.buffers: dict[Node, Buffer] = {}
         self.calls: list[KernelCall | _HostCall] = []
-        self.generated: set[int] = set()  # ids of the calls of generated kernels
+        self.generated: dict[int, Group] = {}  # by id of the call of a generated kernel
         self.leaves: list[Node] = []
         for node in order:
             if node.value is not None:
@@ -527,7 +517,7 @@ class _Builder:
         made = loop_calls(group, outputs, reads, self.cheap, workspace)
         self.calls += made
         if not group.closed:
-            self.generated |= {id(call) for call in made}
+            self.generated |= {id(call): group for call in made}
 
     def _emit_pieces(self, node: Node) -> None:
         """Pads and concatenations: copies into parts of the result."""
@@ -580,9 +570,11 @@ class _Builder:
         if ours.last == storage.first:
             # the kernel that writes reads too: each element before it is written, or not at all
             call = self.calls[storage.first]
-            if not isinstance(call, KernelCall) or id(call) not in self.generated:
+            if copies(call, old, new):  # what comes then changes some of it, as rows of a table
+                self.calls[storage.first] = replace(call, grid=(0,))
+            elif id(call) not in self.generated or self._walks_again(call, new):
                 return False
-            args = [a for a in _flat(call.args) if isinstance(a, Buffer)]
+            args = [a for a in flat_arguments(call.args) if isinstance(a, Buffer)]
             written = [a for a in args if a.pointer >> _SHIFT == new.pointer >> _SHIFT]
             for arg in args:
                 if arg.pointer >> _SHIFT == old.pointer >> _SHIFT and (
@@ -593,10 +585,23 @@ class _Builder:
         storage.kind, storage.over = "alias", ours.number
         return True
 
+    def _walks_again(self, call: KernelCall, out: Buffer) -> bool:
+        """Whether the generated kernel ``call`` may read its operands again after storing ``out``.
+
+        It walks the domain once for every reduction and recomputes what it needs; results of the
+        whole domain are stored as soon as they are known.
+        """
+        group = self.generated[id(call)]
+        for member in group.members:
+            lies = self.buffers.get(member)
+            if lies is not None and lies.pointer == out.pointer:
+                return group.reduced is not None and group.is_full(group.maps[member])
+        return True
+
     def _lifetimes(self) -> None:
         for i, call in enumerate(self.calls):
             if isinstance(call, KernelCall):
-                args = _flat(call.args)
+                args = flat_arguments(call.args)
             else:
                 args = [*call.inputs, *call.outs]
             for arg in args:
