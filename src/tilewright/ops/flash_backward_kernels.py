@@ -209,6 +209,7 @@ def flash_backward(
     KW: Const,
     EW: Const,
     N: Const,
+    EN: Const,
     R: Const,
     T: Const,
     PAIRS: Const,
@@ -273,18 +274,18 @@ def flash_backward(
                         r0 = tl.minimum(tl.maximum(k0 + c - t0 - ahead, 0), R)
                         _scores(
                             qs, dos, kt, vt, pc, dc, dr, masks, stats, b, h, t0, k0, tk, ahead,
-                            scale, c, r0, True, W, EW, R, 8, T, PAIRS,
+                            scale, c, r0, True, W, EW, R, EN, T, PAIRS,
                         )  # fmt: skip
                         first = r0 // 2 if PAIRS else r0
-                        _transposed_product(doc, pc, dvt, c, first, DP, EW, R2, 8)
-                        _transposed_product(qc, dc, dkt, c, first, DP, EW, R2, 8)
-                    for r in range(0, R, 8):
-                        keys = tl.minimum(KB, t0 + r + 8 + ahead - k0)
+                        _transposed_product(doc, pc, dvt, c, first, DP, EW, R2, EN)
+                        _transposed_product(qc, dc, dkt, c, first, DP, EW, R2, EN)
+                    for r in range(0, R, EN):
+                        keys = tl.minimum(KB, t0 + r + EN + ahead - k0)
                         for d in range(0, DP, DW):
-                            acc = dq[b, h, t0 + r : t0 + r + 8, d : d + DW]
+                            acc = dq[b, h, t0 + r : t0 + r + EN, d : d + DW]
                             for j in range(0, keys, EW):
-                                acc = _over_keys(acc, dr, ks, r, j, d, 8, EW, DW, PAIRS)
-                            dq[b, h, t0 + r : t0 + r + 8, d : d + DW] = acc
+                                acc = _over_keys(acc, dr, ks, r, j, d, EN, EW, DW, PAIRS)
+                            dq[b, h, t0 + r : t0 + r + EN, d : d + DW] = acc
                 else:
                     for c in range(0, KB, KW):
                         _scores(

@@ -207,6 +207,7 @@ def flash_forward(
     GROUPS: Const,
     KB: Const,
     ROWS: Const,
+    EROWS: Const,
     T: Const,
     PAIRS: Const,
 ):
@@ -259,7 +260,7 @@ def flash_forward(
                 for e in range(tl.maximum(k0 - q0 - ahead, 0) // EW * EW, QW, EW):
                     _block(
                         ks, vs, st, pt, qt, ot, tops, totals, masks, b, h, g, e, q0 + e, k0, tk,
-                        ahead, factor, True, DP, W, EW, KB, 8, T, PAIRS,
+                        ahead, factor, True, DP, W, EW, KB, EROWS, T, PAIRS,
                     )  # fmt: skip
     for g in range(GROUPS):
         q0 = first + g * QW

@@ -16,6 +16,7 @@ from tilewright.ops.flash_backward_kernels import (
 )
 from tilewright.ops.flash_kernels import CAUSAL, EVERYTHING, flash_forward
 from tilewright.runtime.buffers import Buffer
+from tilewright.runtime.launch import default_target
 
 __all__ = ["Sizes", "accumulator", "backward_calls", "backward_memory", "by_heads", "forward_calls"]
 
@@ -65,7 +66,7 @@ def _padded(head_dim: int, pairs: bool) -> int:
 def _words(x: Buffer) -> Buffer:
     """An array of bf16 as one of pairs where its memory allows; else as it is."""
     pairs, rest = divmod(x.shape[-1], 2)
-    if x.dtype is not bf16 or rest or x.strides[-1] != 1 or any(s % 2 for s in x.strides[:-1]):
+    if not _in_pairs(x.dtype) or rest or x.strides[-1] != 1 or any(s % 2 for s in x.strides[:-1]):
         return x
     return x.view((*x.shape[:-1], pairs), (*(s // 2 for s in x.strides[:-1]), 1), dtype=u32)
 
@@ -91,9 +92,15 @@ def _mask_view(mask: Buffer, sizes: Sizes, transposed: bool) -> Buffer:
     return mask.view(sizes.scores, steps)
 
 
+def _in_pairs(dtype: DType) -> bool:
+    """Whether products go two bf16 at a time: where the machine has the instruction. Elsewhere
+    bf16 is widened, like f16, which costs less than to imitate it."""
+    return dtype is bf16 and default_target().machine.has_avx512_bf16
+
+
 def _forward_blocks(sizes: Sizes, dtype: DType, padded: int) -> dict[str, int]:
-    """Queries on lanes (EW of them at the edge), groups of queries per program, keys per block and
-    rows of a register block: measured, and limited by what fits a core's caches.
+    """Queries on lanes (EW of them at the edge), groups of queries per program, keys per block, and
+    rows of keys in registers (EROWS at the edge): measured with AVX-512, limited by the caches.
 
     How many groups share a block of keys changes no bits, so it may follow the amount of work.
     """
@@ -103,10 +110,15 @@ def _forward_blocks(sizes: Sizes, dtype: DType, padded: int) -> dict[str, int]:
     else:
         width, keys = 64, 64 if padded <= 128 else 32
         groups = 4 if padded <= 64 else 2 if padded <= 128 else 1
+    rows = 4
+    if default_target().machine.lanes < 16:
+        width, groups, rows = width // 2, groups * 2, 2
     heads = max(sizes.batch * sizes.heads, 1)
     while groups > 1 and heads * -(-sizes.queries // (width * groups)) < _PROGRAMS:
         groups //= 2
-    return {"QW": width, "EW": 16, "GROUPS": groups, "KB": keys, "ROWS": 4}
+    return {
+        "QW": width, "EW": 16, "GROUPS": groups, "KB": keys, "ROWS": rows, "EROWS": 2 * rows,
+    }  # fmt: skip
 
 
 def forward_calls(
@@ -124,7 +136,7 @@ def forward_calls(
     ``masks`` has one mask or none, of any shape that broadcasts to (B, H, Tq, Tk).
     """
     sizes = Sizes.of(q, k)
-    dtype, pairs = accumulator(q.dtype), q.dtype is bf16
+    dtype, pairs = accumulator(q.dtype), _in_pairs(q.dtype)
     padded = _padded(sizes.head_dim, pairs)
     blocks = _forward_blocks(sizes, dtype, padded)
     consts: dict[str, Any] = {"DP": padded, "T": dtype, "PAIRS": pairs, **blocks}
@@ -136,18 +148,20 @@ def forward_calls(
 
 
 def _backward_blocks(dtype: DType, padded: int, pairs: bool) -> dict[str, int]:
-    """Keys per block, queries per step, and the register blocks: N rows by KW keys (EW at the
+    """Keys per block, queries per step, and the register blocks: N rows by KW keys (EN by EW at the
     edge) or DW elements of a head."""
     narrow = 16 if padded % 32 else 32
+    small = default_target().machine.lanes < 16
+    edge = {"EW": 32 if pairs else 16, "EN": 4 if small else 8}
     if dtype is f64:
         keys, queries = (32, 32) if padded <= 64 else (32, 16) if padded <= 128 else (16, 16)
-        return {"KB": keys, "R": queries, "KW": keys, "EW": 16, "N": 4, "DW": narrow}
-    edge = 32 if pairs else 16
-    if padded <= 64 or (pairs and padded <= 128):
+        return {"KB": keys, "R": queries, "KW": keys, "N": 2 if small else 4, "DW": narrow, **edge}
+    if not small and (padded <= 64 or (pairs and padded <= 128)):
         wide = padded if padded <= 64 else 64 if padded % 64 == 0 else narrow
-        return {"KB": 64, "R": 64, "KW": 64, "EW": edge, "N": 4, "DW": wide}
+        return {"KB": 64, "R": 64, "KW": 64, "N": 4, "DW": wide, **edge}
+    keys = 64 if padded <= 64 else 32
     queries = 64 if padded <= 128 else 32
-    return {"KB": 32, "R": queries, "KW": 32, "EW": edge, "N": 8, "DW": narrow}
+    return {"KB": keys, "R": queries, "KW": 32, "N": 2 if small else 8, "DW": narrow, **edge}
 
 
 def backward_calls(
@@ -169,7 +183,7 @@ def backward_calls(
     ``dlse`` has one buffer or none; ``workspace`` is what :func:`backward_memory` asks for.
     """
     sizes = Sizes.of(q, k)
-    dtype, pairs = accumulator(q.dtype), q.dtype is bf16
+    dtype, pairs = accumulator(q.dtype), _in_pairs(q.dtype)
     padded = _padded(sizes.head_dim, pairs)
     blocks = _backward_blocks(dtype, padded, pairs)
     stats, *sums = workspace
@@ -225,7 +239,7 @@ def _pieces(sizes: Sizes, dtype: DType) -> tuple[int, int]:
 
     Depends on shapes and dtype alone, and so do the bits of the result.
     """
-    pairs = dtype is bf16
+    pairs = _in_pairs(dtype)
     shape = _backward_blocks(accumulator(dtype), _padded(sizes.head_dim, pairs), pairs)
     block = max(shape["KB"], shape["R"])
     blocks = max(-(-max(sizes.queries, sizes.keys) // block), 1)
