@@ -24,13 +24,8 @@ from tilewright.errors import ShapeError
 from tilewright.graph import Node, Shape, shape_of
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.conv_shapes import Pairs, planes, spatial
-from tilewright.ops.pool_kernels import (
-    average_calls,
-    average_gradient_calls,
-    max_calls,
-    scatter_calls,
-    take_calls,
-)
+from tilewright.ops.pool_averages import average_calls, average_gradient_calls
+from tilewright.ops.pool_kernels import max_calls, scatter_calls, take_calls
 from tilewright.ops.table import OpDef, make, make_parts, register
 from tilewright.runtime.buffers import Buffer
 

@@ -1,4 +1,7 @@
-"""The kernels of pooling; arrays are (N, C, D, H, W), one program per plane."""
+"""The kernels of max pooling, and what all pooling shares.
+
+Arrays are (N, C, D, H, W); a program does one plane.
+"""
 
 # mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-incomplete-defs=False
 # mypy: disable-error-code="valid-type,call-overload"
@@ -8,16 +11,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 from tilewright import lang as tl
-from tilewright.dtypes import DType, bf16, f16, f32, f64
+from tilewright.dtypes import DType, bf16, f16, f32
 from tilewright.lang import (
     Array,
     Const,
     arange,
-    broadcast_to,
-    expand_dims,
     full,
     i32,
     i64,
@@ -31,20 +31,25 @@ from tilewright.lang import (
     zeros,
 )
 from tilewright.ops.calls import KernelCall
-from tilewright.ops.conv_shapes import Pairs, Triple, has_dense_planes, row_of
+from tilewright.ops.conv_shapes import Triple, has_dense_planes, row_of
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
 
 __all__ = [
-    "average_calls",
-    "average_gradient_calls",
+    "COPIED_BYTES",
+    "LANES",
+    "copy_rows",
+    "fits",
+    "lanes_of",
+    "line_of",
     "max_calls",
     "scatter_calls",
+    "seen_in",
     "take_calls",
 ]
 
-_LANES = 16
-_COPIED_BYTES = 192 << 10
+LANES = 16
+COPIED_BYTES = 192 << 10
 
 
 def _wide(dtype: DType) -> DType:
@@ -52,12 +57,12 @@ def _wide(dtype: DType) -> DType:
     return f32 if dtype in (f16, bf16) else dtype
 
 
-def _lanes(width: int) -> int:
+def lanes_of(width: int) -> int:
     """The widest power of two that a row of ``width`` results can be cut into, up to 16."""
-    return min(_LANES, 1 << max(width.bit_length() - 1, 0))
+    return min(LANES, 1 << max(width.bit_length() - 1, 0))
 
 
-def _copy_rows(x, rows, n, c, d, h, KERNEL, STRIDES, DILATION, LOW, FILL):
+def copy_rows(x, rows, n, c, d, h, KERNEL, STRIDES, DILATION, LOW, FILL):
     """The rows of x that the windows of one row (d, h) see, FILL outside, into ``rows``; inline.
 
     Memory of known size needs no checks, and what was just written is in the cache.
@@ -66,13 +71,13 @@ def _copy_rows(x, rows, n, c, d, h, KERNEL, STRIDES, DILATION, LOW, FILL):
         z = d * STRIDES[0] + kd * DILATION[0] - LOW[0]
         for kh in range(KERNEL[1]):
             row = h * STRIDES[1] + kh * DILATION[1] - LOW[1]
-            for i in range(0, rows.shape[1], _LANES):
+            for i in range(0, rows.shape[1], LANES):
                 first = i - LOW[2]
-                seen = load(x[n, c, z, row, first : first + _LANES], fill=FILL)
-                rows[kd * KERNEL[1] + kh, i : i + _LANES] = seen.to(rows.dtype)
+                seen = load(x[n, c, z, row, first : first + LANES], fill=FILL)
+                rows[kd * KERNEL[1] + kh, i : i + LANES] = seen.to(rows.dtype)
 
 
-def _seen(rows, row, first, N, STRIDE):
+def seen_in(rows, row, first, N, STRIDE):
     """Every STRIDE-th element of a copied row; whole vectors are read and shuffled; inline."""
     if STRIDE == 1:
         return rows[row, first : first + N]
@@ -112,7 +117,7 @@ def max_pool_planes(
         z0 = _first_inside(d.to(i32), depth, KERNEL[0], STRIDES[0], DILATION[0], LOW[0])
         for h in range(values.shape[3]):
             y0 = _first_inside(h.to(i32), height, KERNEL[1], STRIDES[1], DILATION[1], LOW[1])
-            _copy_rows(x, rows, n, c, d, h, KERNEL, STRIDES, DILATION, LOW, LOWEST)
+            copy_rows(x, rows, n, c, d, h, KERNEL, STRIDES, DILATION, LOW, LOWEST)
             for i in range(-(-out_width // N)):
                 at = tl.minimum(i * N, out_width - N)
                 columns = at.to(i32) + arange(N).to(i32)
@@ -127,7 +132,7 @@ def max_pool_planes(
                         base = columns * STRIDES[2] + ((z * height + row) * width - LOW[2])
                         for kw in unroll(KERNEL[2]):
                             first = at * STRIDES[2] + kw * DILATION[2]
-                            seen = _seen(rows, kd * KERNEL[1] + kh, first, N, STRIDES[2])
+                            seen = seen_in(rows, kd * KERNEL[1] + kh, first, N, STRIDES[2])
                             better = seen > best
                             if WIDE.is_float:
                                 better = better | isnan(seen)
@@ -201,22 +206,22 @@ def max_calls(
     }
     grid = (x.shape[0] * x.shape[1],)
     outs = (replace(values, fixed=4), replace(places, fixed=4))
-    line = _line(values.shape[4], kernel, strides, dilation)
-    if not _fits(kernel, line, _wide(dtype)):
+    line = line_of(values.shape[4], kernel, strides, dilation)
+    if not fits(kernel, line, _wide(dtype)):
         return [KernelCall(max_pool_large, grid, (x, *outs), consts)]
-    consts |= {"LINE": line, "N": _lanes(values.shape[4])}
+    consts |= {"LINE": line, "N": lanes_of(values.shape[4])}
     return [KernelCall(max_pool_planes, grid, (x, *outs), consts)]
 
 
-def _line(width: int, kernel: Triple, strides: Triple, dilation: Triple) -> int:
+def line_of(width: int, kernel: Triple, strides: Triple, dilation: Triple) -> int:
     """Elements of a row that ``width`` windows see, in whole vectors."""
     seen = width * strides[2] + (kernel[2] - 1) * dilation[2]
-    return -(-seen // _LANES) * _LANES
+    return -(-seen // LANES) * LANES
 
 
-def _fits(kernel: Triple, line: int, dtype: DType) -> bool:
+def fits(kernel: Triple, line: int, dtype: DType) -> bool:
     """Whether copied rows fit the scratch memory and taps the instruction cache."""
-    return kernel[0] * kernel[1] * line * dtype.nbytes <= _COPIED_BYTES and kernel[2] <= 16
+    return kernel[0] * kernel[1] * line * dtype.nbytes <= COPIED_BYTES and kernel[2] <= 16
 
 
 @kernel
@@ -307,257 +312,3 @@ def flat_planes(buffer: Buffer) -> Buffer:
     """(B, C, D, H, W), planes dense, as (B, C, D * H * W)."""
     row = row_of(buffer)
     return row.view((*row.shape[:2], row.shape[4]), (*row.strides[:2], row.strides[4]))
-
-
-def _counts(at, size, KERNEL, STRIDE, DILATION, LOW, LESS, MORE):
-    """How many taps of the windows ``at`` (i32) lie in -LESS .. size + MORE; inline."""
-    count = at * 0
-    for k in range(KERNEL):
-        place = at * STRIDE + k.to(i32) * DILATION - LOW
-        count = count + ((place >= -LESS) & (place < size + MORE)).to(i32)
-    return count
-
-
-def _mean(total, at, d, h, x, KERNEL, STRIDES, DILATION, LOW, COUNTED, DIVISOR, WIDE):
-    """The sums of the windows ``at`` (i32) over their counts; inline."""
-    if DIVISOR:
-        return total / DIVISOR
-    rows = _divisor(d, h, x, KERNEL, STRIDES, DILATION, LOW, COUNTED)
-    columns = _axis_counts(at, x, 2, KERNEL, STRIDES, DILATION, LOW, COUNTED)
-    return total / (columns * rows).to(WIDE)
-
-
-@kernel
-def average_planes(
-    x: Array,
-    y: Array,
-    KERNEL: Const,
-    STRIDES: Const,
-    DILATION: Const,
-    LOW: Const,
-    COUNTED: Const,
-    DIVISOR: Const,
-    WIDE: Const,
-    LINE: Const,
-    N: Const,
-):
-    """y (B, C, OD, OH, OW): the means of the windows of x (B, C, D, H, W).
-
-    DIVISOR is every window's count, or 0 when they differ. No row is shorter than N.
-    """
-    c = program_id(0) % x.shape[1]
-    n = program_id(0) // x.shape[1]
-    width = y.shape[4]
-    rows = scratch((KERNEL[0] * KERNEL[1], LINE), WIDE)
-    for d in range(y.shape[2]):
-        for h in range(y.shape[3]):
-            _copy_rows(x, rows, n, c, d, h, KERNEL, STRIDES, DILATION, LOW, 0)
-            for i in range(-(-width // N)):
-                at = tl.minimum(i * N, width - N)
-                total = zeros((N,), WIDE)
-                for k in range(KERNEL[0] * KERNEL[1]):
-                    for kw in unroll(KERNEL[2]):
-                        first = at * STRIDES[2] + kw * DILATION[2]
-                        total = total + _seen(rows, k, first, N, STRIDES[2])
-                windows = at.to(i32) + arange(N).to(i32)
-                y[n, c, d, h, at : at + N] = _mean(
-                    total, windows, d, h, x, KERNEL, STRIDES, DILATION, LOW, COUNTED, DIVISOR, WIDE
-                ).to(y.dtype)
-
-
-@kernel
-def average_large(
-    x: Array,
-    y: Array,
-    KERNEL: Const,
-    STRIDES: Const,
-    DILATION: Const,
-    LOW: Const,
-    COUNTED: Const,
-    DIVISOR: Const,
-    WIDE: Const,
-):
-    """The same window by window, for kernels whose rows do not fit the scratch memory."""
-    c = program_id(0) % x.shape[1]
-    n = program_id(0) // x.shape[1]
-    for d in range(y.shape[2]):
-        for h in range(y.shape[3]):
-            for w in range(y.shape[4]):
-                total = zeros((), WIDE)
-                for kd in range(KERNEL[0]):
-                    z = d * STRIDES[0] + kd * DILATION[0] - LOW[0]
-                    for kh in range(KERNEL[1]):
-                        row = h * STRIDES[1] + kh * DILATION[1] - LOW[1]
-                        for kw in range(KERNEL[2]):
-                            column = w * STRIDES[2] + kw * DILATION[2] - LOW[2]
-                            total = total + x[n, c, z, row, column].to(WIDE)
-                y[n, c, d, h, w] = _mean(
-                    total,
-                    w.to(i32),
-                    d,
-                    h,
-                    x,
-                    KERNEL,
-                    STRIDES,
-                    DILATION,
-                    LOW,
-                    COUNTED,
-                    DIVISOR,
-                    WIDE,
-                ).to(y.dtype)
-
-
-def _axis_counts(at, x, axis, KERNEL, STRIDES, DILATION, LOW, COUNTED):
-    return _counts(
-        at,
-        x.shape[2 + axis].to(i32),
-        KERNEL[axis],
-        STRIDES[axis],
-        DILATION[axis],
-        LOW[axis],
-        COUNTED[axis][0],
-        COUNTED[axis][1],
-    )
-
-
-def _divisor(d, h, x, KERNEL, STRIDES, DILATION, LOW, COUNTED):
-    """The part of the divisor that a whole row of windows shares; inline."""
-    deep = _axis_counts(d.to(i32), x, 0, KERNEL, STRIDES, DILATION, LOW, COUNTED)
-    return deep * _axis_counts(h.to(i32), x, 1, KERNEL, STRIDES, DILATION, LOW, COUNTED)
-
-
-def average_calls(
-    x: Buffer,
-    y: Buffer,
-    kernel: Triple,
-    strides: Triple,
-    dilation: Triple,
-    low: Triple,
-    counted: Pairs,
-) -> list[KernelCall]:
-    """Means of windows; ``counted`` says how far beyond the input positions count."""
-    consts = _average_consts(x, y, kernel, strides, dilation, low, counted)
-    grid, out = (x.shape[0] * x.shape[1],), replace(y, fixed=4)
-    line = _line(y.shape[4], kernel, strides, dilation)
-    if not _fits(kernel, line, consts["WIDE"]):
-        return [KernelCall(average_large, grid, (x, out), consts)]
-    consts |= {"LINE": line, "N": _lanes(y.shape[4])}
-    return [KernelCall(average_planes, grid, (x, out), consts)]
-
-
-def _average_consts(
-    x: Buffer,
-    y: Buffer,
-    kernel: Triple,
-    strides: Triple,
-    dilation: Triple,
-    low: Triple,
-    counted: Pairs,
-) -> dict[str, Any]:
-    return {
-        "KERNEL": kernel,
-        "STRIDES": strides,
-        "DILATION": dilation,
-        "LOW": low,
-        "COUNTED": counted,
-        "DIVISOR": _common_divisor(x, y, kernel, strides, dilation, low, counted),
-        "WIDE": f64 if x.dtype is f64 else f32,
-    }
-
-
-def _common_divisor(
-    x: Buffer,
-    y: Buffer,
-    kernel: Triple,
-    strides: Triple,
-    dilation: Triple,
-    low: Triple,
-    counted: Pairs,
-) -> int:
-    """The number of positions that every window counts; 0 when they do not all count as many."""
-    product = 1
-    for axis, (less, more) in enumerate(counted):
-        last = (kernel[axis] - 1) * dilation[axis]
-        end = (y.shape[2 + axis] - 1) * strides[axis] + last - low[axis]
-        if low[axis] > less or end >= x.shape[2 + axis] + more:
-            return 0
-        product *= kernel[axis]
-    return product
-
-
-@kernel
-def average_gradient_planes(
-    y: Array,
-    x: Array,
-    KERNEL: Const,
-    STRIDES: Const,
-    DILATION: Const,
-    LOW: Const,
-    COUNTED: Const,
-    DIVISOR: Const,
-    WIDE: Const,
-    N: Const,
-):
-    """x (B, C, D, H, W): every position's shares of the windows y (B, C, OD, OH, OW) it is in."""
-    c = program_id(0) % x.shape[1]
-    n = program_id(0) // x.shape[1]
-    for z in range(x.shape[2]):
-        for row in range(x.shape[3]):
-            for at in range(0, x.shape[4], N):
-                total = zeros((N,), WIDE)
-                for kd in range(KERNEL[0]):
-                    deep = z + LOW[0] - kd * DILATION[0]
-                    d = where(deep % STRIDES[0] == 0, deep // STRIDES[0], -1)
-                    for kh in range(KERNEL[1]):
-                        high = row + LOW[1] - kh * DILATION[1]
-                        h = where(high % STRIDES[1] == 0, high // STRIDES[1], -1)
-                        for kw in range(KERNEL[2]):
-                            wide = (at + LOW[2] - kw * DILATION[2]).to(i32) + arange(N).to(i32)
-                            w = where(wide % STRIDES[2] == 0, wide // STRIDES[2], -1)
-                            if DIVISOR:
-                                share = y[n, c, d, h, w].to(WIDE) / DIVISOR
-                            else:
-                                rows = _divisor(d, h, x, KERNEL, STRIDES, DILATION, LOW, COUNTED)
-                                columns = _axis_counts(
-                                    w, x, 2, KERNEL, STRIDES, DILATION, LOW, COUNTED
-                                )
-                                divisor = tl.maximum(columns * rows, 1)
-                                share = y[n, c, d, h, w].to(WIDE) / divisor.to(WIDE)
-                            total = total + share
-                x[n, c, z, row, at : at + N] = total.to(x.dtype)
-
-
-@kernel
-def spread_planes(y: Array, x: Array, KERNEL: Const, DIVISOR: Const, WIDE: Const, N: Const):
-    """The same for windows side by side, without padding: y / DIVISOR all over each window."""
-    c = program_id(0) % x.shape[1]
-    n = program_id(0) // x.shape[1]
-    for z in range(x.shape[2]):
-        for row in range(x.shape[3]):
-            d, h = z // KERNEL[0], row // KERNEL[1]
-            for at in range(0, x.shape[4] // KERNEL[2] + 1, N):
-                share = (y[n, c, d, h, at : at + N].to(WIDE) / DIVISOR).to(x.dtype)
-                wide = reshape(
-                    broadcast_to(expand_dims(share, 1), (N, KERNEL[2])), (N * KERNEL[2],)
-                )
-                x[n, c, z, row, at * KERNEL[2] : at * KERNEL[2] + N * KERNEL[2]] = wide
-
-
-def average_gradient_calls(
-    y: Buffer,
-    x: Buffer,
-    kernel: Triple,
-    strides: Triple,
-    dilation: Triple,
-    low: Triple,
-    counted: Pairs,
-) -> list[KernelCall]:
-    """The transpose of :func:`average_calls`."""
-    grid = (x.shape[0] * x.shape[1],)
-    consts = _average_consts(x, y, kernel, strides, dilation, low, counted)
-    side_by_side = kernel == strides and low == (0, 0, 0) and kernel[2] <= 4
-    if side_by_side and dilation == (1, 1, 1) and consts["DIVISOR"]:
-        chosen = {name: consts[name] for name in ("KERNEL", "DIVISOR", "WIDE")}
-        return [KernelCall(spread_planes, grid, (y, x), {**chosen, "N": _lanes(y.shape[4])})]
-    consts["N"] = _lanes(x.shape[4])
-    return [KernelCall(average_gradient_planes, grid, (y, x), consts)]
