@@ -88,7 +88,7 @@ def read_images(path: str | os.PathLike[str], size: int) -> Images:
     files = [os.path.join(folder, n) for n in names if n.lower().endswith(_ENDINGS)]
     if files:
         pixels = np.stack([read_image(file, size=(size, size)) for file in files])
-    elif any(entry.is_dir() for entry in os.scandir(folder)):
+    elif any(os.path.isdir(os.path.join(folder, name)) for name in names):
         inside = ImageFolder(folder, size=(size, size))
         order = np.random.Generator(np.random.Philox(0)).permutation(len(inside))
         pixels = inside.images[order]  # or the last tenth would be of one class
@@ -127,7 +127,7 @@ def affine(
     from_y = np.clip(from_y + 2, 0, height + 2)
     from_x = np.clip(from_x + 2, 0, width + 2)
     top, left = from_y.astype(np.int64), from_x.astype(np.int64)
-    down, right = from_y - top, from_x - left
+    down, right = from_y - top.astype(np.float32), from_x - left.astype(np.float32)
     flat = padded.reshape(n, -1)
     at = top * (width + 4) + left
     found = [np.take_along_axis(flat, at + step, 1) for step in (0, 1, width + 4, width + 5)]

@@ -134,6 +134,7 @@ def train_language_model(
     describe: Mapping[str, Any] | None = None,
     trained: Sequence[tuple[str, Tensor]] | None = None,
     state: Module | None = None,
+    stop_at: int | None = None,
 ) -> dict[str, float]:
     """Train; returns the last losses. See :class:`tilewright.train.loop.Trainer`.
 
@@ -142,6 +143,7 @@ def train_language_model(
     Args:
         trained: the parameters to train; default all of ``module``.
         state: what checkpoints save; default ``module``.
+        stop_at: end this sitting at a step before the last.
     """
     loss = language_loss(options.precision)
     optimizer = AdamW(
@@ -159,7 +161,7 @@ def train_language_model(
         loader,
         RunOptions(
             folder,
-            options.steps,
+            options.steps if stop_at is None else min(stop_at, options.steps),
             accumulate=options.accumulate,
             evaluate_every=options.evaluate_every,
             checkpoint_every=options.checkpoint_every or max(options.steps, 1),

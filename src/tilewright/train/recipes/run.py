@@ -72,7 +72,7 @@ def begin_run(
             )
         chosen = {k: v for k, v in found["settings"].items() if k in plain and k not in given}
         plain |= chosen
-    elif found is not None or list_checkpoints(os.path.join(folder, "checkpoints")):
+    elif _has_begun(folder):
         raise TrainingError(f"{folder} holds a run already: --resume it, or choose another folder")
     os.makedirs(folder, exist_ok=True)
     merged = dict(settings) | plain
@@ -82,6 +82,12 @@ def begin_run(
     with atomic_file(path) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
     return merged
+
+
+def _has_begun(folder: str) -> bool:
+    """Whether there is anything to lose: a step was made, not only settings refused."""
+    record = os.path.exists(os.path.join(folder, "record.jsonl"))
+    return record or bool(list_checkpoints(os.path.join(folder, "checkpoints")))
 
 
 def _plain(value: Any) -> Any:
