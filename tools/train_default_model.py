@@ -37,13 +37,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 import tilewright.tokenizers
+from tilewright import nn
 from tilewright.formats.gguf import GGMLType, open_gguf, tensor_from_array, write_gguf
+from tilewright.nn import functional as F
+from tilewright.optim import AdamW, Muon, clip_grad_norm
+from tilewright.tensor import random
+from tilewright.tensor.compiled import compile
+from tilewright.tensor.core import Tensor
+from tilewright.tensor.creation import asarray
+from tilewright.tensor.modes import no_grad
 from tilewright.tokenizers import Tokenizer
+from tilewright.train.checkpoint import load_checkpoint, save_checkpoint
 
 MAX_BYTES = 3_000_000
 BOS, EOS = "<|begin|>", "<|end|>"
@@ -142,70 +148,52 @@ def encode_documents(
 # -------------------------------------------------------------------------------------------- model
 
 
-def rope_tables(config: Config, length: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of position * base^(-2i/d), (length, head_dim / 2) each (arXiv:2104.09864)."""
-    inverse = config.rope_base ** (-torch.arange(0, config.head_dim, 2).float() / config.head_dim)
-    angle = torch.outer(torch.arange(length).float(), inverse)
-    return angle.cos(), angle.sin()
+def make_model(c: Config) -> nn.Llama:
+    """The network, freshly initialised: tied embeddings, RoPE on the pairs GGUF's llama turns."""
+    model = nn.Llama(
+        nn.LlamaConfig(
+            vocab_size=c.vocab,
+            block_size=c.context,
+            n_layer=c.n_layers,
+            n_head=c.n_heads,
+            n_kv_head=c.n_kv_heads,
+            n_embd=c.dim,
+            hidden=c.ffn,
+            rope_base=c.rope_base,
+            interleaved=True,
+            norm_eps=c.eps,
+            tied=True,
+        )
+    )
+    for name, p in model.named_parameters():
+        if p.ndim == 2:
+            residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            std = 0.02 / math.sqrt(2 * c.n_layers) if residual else 0.02
+            p.assign(random.normal(p.shape, std=std * (2.0 if p.shape[0] != c.vocab else 1.0)))
+    return model
 
 
-def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (x[2i], x[2i+1]), as GGUF's llama does. x: (B, heads, T, head_dim)."""
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
+_PARTS = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
 
 
-class Block(nn.Module):
-    """One pre-norm transformer block; attributes carry the GGUF names."""
-
-    def __init__(self, c: Config) -> None:
-        super().__init__()
-        self.c = c
-        self.attn_norm = nn.RMSNorm(c.dim, c.eps)
-        self.attn_q = nn.Linear(c.dim, c.n_heads * c.head_dim, bias=False)
-        self.attn_k = nn.Linear(c.dim, c.n_kv_heads * c.head_dim, bias=False)
-        self.attn_v = nn.Linear(c.dim, c.n_kv_heads * c.head_dim, bias=False)
-        self.attn_output = nn.Linear(c.n_heads * c.head_dim, c.dim, bias=False)
-        self.ffn_norm = nn.RMSNorm(c.dim, c.eps)
-        self.ffn_gate = nn.Linear(c.dim, c.ffn, bias=False)
-        self.ffn_up = nn.Linear(c.dim, c.ffn, bias=False)
-        self.ffn_down = nn.Linear(c.ffn, c.dim, bias=False)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        c, (b, t, _) = self.c, x.shape
-        h = self.attn_norm(x)
-        q = self.attn_q(h).view(b, t, c.n_heads, c.head_dim).transpose(1, 2)  # (B, heads, T, hd)
-        k = self.attn_k(h).view(b, t, c.n_kv_heads, c.head_dim).transpose(1, 2)
-        v = self.attn_v(h).view(b, t, c.n_kv_heads, c.head_dim).transpose(1, 2)
-        group = c.n_heads // c.n_kv_heads
-        q, k = rope(q, cos, sin), rope(k, cos, sin).repeat_interleave(group, 1)
-        a = F.scaled_dot_product_attention(q, k, v.repeat_interleave(group, 1), is_causal=True)
-        x = x + self.attn_output(a.transpose(1, 2).reshape(b, t, -1))
-        h = self.ffn_norm(x)
-        return x + self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h))
-
-
-class Model(nn.Module):
-    """Decoder with tied embeddings: tokens (B, T) -> logits (B, T, vocab)."""
-
-    def __init__(self, c: Config) -> None:
-        super().__init__()
-        self.c = c
-        self.token_embd = nn.Embedding(c.vocab, c.dim)
-        self.blk = nn.ModuleList(Block(c) for _ in range(c.n_layers))
-        self.output_norm = nn.RMSNorm(c.dim, c.eps)
-        for name, p in self.named_parameters():
-            if p.ndim == 2:
-                residual = name.endswith(("attn_output.weight", "ffn_down.weight"))
-                std = 0.02 / math.sqrt(2 * c.n_layers) if residual else 0.02
-                nn.init.normal_(p, 0.0, std * (2.0 if p.shape[0] != c.vocab else 1.0))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        cos, sin = rope_tables(self.c, tokens.shape[1])
-        x = self.token_embd(tokens)
-        for block in self.blk:
-            x = block(x, cos, sin)
-        return F.linear(self.output_norm(x), self.token_embd.weight)
+def gguf_name(name: str) -> str:
+    """A parameter's name in a GGUF file."""
+    if name == "model.embed_tokens.weight":
+        return "token_embd.weight"
+    if name == "model.norm.weight":
+        return "output_norm.weight"
+    layer, rest = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name).groups()  # type: ignore[union-attr]
+    return f"blk.{layer}.{_PARTS[rest]}.weight"
 
 
 # ----------------------------------------------------------------------------------------- training
@@ -220,7 +208,7 @@ def sample_batch(
     offsets = np.where(rng.random(batch) < 0.5, paragraphs, offsets)
     y = np.stack([tokens[o : o + length] for o in offsets])
     x = np.concatenate([np.full((batch, 1), BOS_ID), y[:, :-1]], 1)
-    return torch.from_numpy(x), torch.from_numpy(y)
+    return asarray(x), asarray(y)
 
 
 def windows(tokens: np.ndarray, length: int, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -230,16 +218,16 @@ def windows(tokens: np.ndarray, length: int, limit: int) -> Iterator[tuple[Tenso
     for i in range(0, count, 8):
         y = np.stack([tokens[o : o + length] for o in offsets[i : i + 8]])
         x = np.concatenate([np.full((len(y), 1), BOS_ID), y[:, :-1]], 1)
-        yield torch.from_numpy(x), torch.from_numpy(y)
+        yield asarray(x), asarray(y)
 
 
-@torch.no_grad()
-def mean_loss(model: Model, tokens: np.ndarray, length: int = 256, limit: int = 64) -> float:
+def mean_loss(model: nn.Llama, tokens: np.ndarray, length: int = 256, limit: int = 64) -> float:
     """Mean negative log-likelihood (nats per token) over evenly spread windows, in float32."""
     total, count = 0.0, 0
-    for x, y in windows(tokens, length, limit):
-        total += F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum").item()
-        count += y.numel()
+    with no_grad():
+        for x, y in windows(tokens, length, limit):
+            total += F.cross_entropy(model(x), y).item() * y.size
+            count += y.size
     return total / count
 
 
@@ -260,53 +248,10 @@ def learning_rate(peak: float, done: float) -> float:
     return peak * min(1.0, done / 0.02, (1.0 - done) / 0.7)
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised by five Newton-Schulz steps (Jordan et al., 2024).
-
-    The update of an (m, n) matrix is scaled by 0.2 sqrt(max(m, n)), which gives it AdamW's usual
-    root mean square (arXiv:2502.16982). Matrices of one shape are treated as one batch, several
-    times faster on a CPU than `torch.optim.Muon`, which takes them one by one.
-    """
-
-    def __init__(
-        self, params: list[Tensor], lr: float, weight_decay: float, momentum: float
-    ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        for group in self.param_groups:
-            shapes: dict[torch.Size, list[Tensor]] = {}
-            for p in group["params"]:
-                shapes.setdefault(p.shape, []).append(p)
-            for (m, n), params in shapes.items():
-                updates = []
-                for p in params:
-                    buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                    buffer.lerp_(p.grad, 1 - group["momentum"])
-                    updates.append(torch.lerp(p.grad, buffer, group["momentum"]))
-                x = torch.stack(updates)
-                x = self.orthogonalise(x.mT if m > n else x)
-                x = (x.mT if m > n else x) * (0.2 * math.sqrt(max(m, n)))
-                for p, update in zip(params, x, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.sub_(update, alpha=group["lr"])
-
-    @staticmethod
-    def orthogonalise(x: Tensor) -> Tensor:
-        """Push the singular values of wide matrices x: (batch, m, n) towards one."""
-        x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).bfloat16()
-        for _ in range(5):
-            gram = x @ x.mT
-            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-        return x.float()
-
-
 def train(args: argparse.Namespace) -> None:
     """Train until `--minutes` of wall clock are spent, those of earlier runs included."""
     config = Config()
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
+    random.seed(args.seed)
     args.work.mkdir(parents=True, exist_ok=True)
     train_docs, held_out = load_documents(args.data)
     tokenizer = train_tokenizer(train_docs, config.vocab)
@@ -317,55 +262,59 @@ def train(args: argparse.Namespace) -> None:
 
     tokens, starts = encode_documents(encode, train_docs)
     val_tokens, _ = encode_documents(encode, held_out)
-    model = Model(config)
-    size = sum(p.numel() for p in model.parameters())
+    model = make_model(config)
+    size = sum(p.size for p in model.parameters())
     print(
         f"{size:,} parameters, {len(tokens):,} training and {len(val_tokens):,} validation tokens",
         flush=True,
     )
 
     # Muon (orthogonalised momentum) for the matrices inside the blocks, AdamW for the rest.
-    matrices = [p for p in model.blk.parameters() if p.ndim == 2]
-    rest = [model.token_embd.weight, *(p for p in model.parameters() if p.ndim < 2)]
-    optimisers = [
+    named = list(model.named_parameters())
+    matrices = [(n, p) for n, p in named if p.ndim == 2 and ".layers." in n]
+    rest = [(n, p) for n, p in named if p.ndim < 2 or ".layers." not in n]
+    optimizers = [
         Muon(matrices, lr=args.lr, weight_decay=0.1, momentum=0.95),
-        torch.optim.AdamW(rest, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True),
+        AdamW(rest, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01),
     ]
-    checkpoint, step, spent = args.work / "checkpoint.pt", 0, 0.0
+    state = {f"model.{n}": p for n, p in named}
+    for i, optimizer in enumerate(optimizers):
+        state |= {f"{i}.{n}": t for n, t in optimizer.state_dict().items()}
+    checkpoint, step, spent = args.work / "checkpoint.safetensors", 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimiser, saved_state in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved_state)
-        step, spent = state["step"], state["spent"]
+        found = load_checkpoint(checkpoint)
+        for name, tensor in state.items():
+            tensor.assign(asarray(found.tensors[name]))
+        step, spent = found.step, found.state["spent"]
+
+    @compile
+    def update(x: Tensor, y: Tensor) -> Tensor:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        with nn.autocast(enabled=args.bfloat16):
+            loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        clip_grad_norm([p for _, p in named], 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        return loss
+
     rng = np.random.default_rng((args.seed, step))
     budget, begin, running, seen = args.minutes * 60.0, time.monotonic() - spent, 0.0, 0
     reported = saved = spent
 
     def save() -> None:
-        state = {
-            "model": model.state_dict(),
-            "optimisers": [o.state_dict() for o in optimisers],
-            "step": step,
-            "spent": spent,
-        }
-        write_atomically(checkpoint, lambda p: torch.save(state, p))
+        arrays = {name: tensor.numpy() for name, tensor in state.items()}
+        save_checkpoint(checkpoint, arrays, {"spent": spent}, step=step)
 
     while (spent := time.monotonic() - begin) < budget:
         done = spent / budget
         # The full context comes last: short windows make more of a slow machine.
         length, batch = (256, args.batch) if done < 0.75 else (config.context, args.batch // 2)
         x, y = sample_batch(tokens, starts, rng, batch, length)
-        with torch.autocast("cpu", torch.bfloat16, enabled=not args.float32):
-            logits = model(x)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(args.lr, done)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.lr = learning_rate(args.lr, done)
+        loss = update(x, y)
         running, seen, step = running + loss.item(), seen + 1, step + 1
         if spent - reported > 180:
             val = mean_loss(model, val_tokens, limit=24)
@@ -444,18 +393,18 @@ def metadata(config: Config, tokenizer: Any, report: dict[str, Any]) -> dict[str
     }
 
 
-def tensors(model: Model) -> dict[str, np.ndarray]:
+def tensors(model: nn.Llama) -> dict[str, np.ndarray]:
     """Weights by their GGUF names, float32; a matrix is (outputs, inputs)."""
-    return {name: p.detach().float().numpy() for name, p in model.named_parameters()}
+    return {gguf_name(name): p.numpy() for name, p in model.named_parameters()}
 
 
-def load_gguf(path: Path) -> tuple[Model, Tokenizer]:
+def load_gguf(path: Path) -> tuple[nn.Llama, Tokenizer]:
     """(model with the file's weights, its tokenizer)."""
     with open_gguf(path) as file:
-        weights = {name: torch.from_numpy(file.dequantize(name)) for name in file.tensors}
+        model = make_model(Config())
+        for name, p in model.named_parameters():
+            p.assign(asarray(file.dequantize(gguf_name(name))))
         tokenizer = tilewright.tokenizers.from_gguf(file)
-    model = Model(Config())
-    model.load_state_dict(weights)
     return model, tokenizer
 
 
@@ -476,8 +425,10 @@ def export(args: argparse.Namespace) -> None:
     """Write the last checkpoint of `--work` as GGUF."""
     import tokenizers
 
-    model = Model(Config())
-    model.load_state_dict(torch.load(args.work / "checkpoint.pt", weights_only=True)["model"])
+    model = make_model(Config())
+    found = load_checkpoint(args.work / "checkpoint.safetensors")
+    for name, p in model.named_parameters():
+        p.assign(asarray(found.tensors[f"model.{name}"]))
     tokenizer = tokenizers.Tokenizer.from_file(str(args.work / "tokenizer.json"))
     report = json.loads((args.work / "report.json").read_text("utf-8"))
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -493,31 +444,15 @@ def export(args: argparse.Namespace) -> None:
     print(f"{args.out}: {size:,} bytes")
 
 
-@torch.no_grad()
-def sample(model: Model, tokenizer: Tokenizer, prompt: str, count: int, temperature: float) -> str:
-    """Continue `prompt` by `count` tokens (greedy at temperature 0), recomputing everything."""
-    ids = tokenizer.encode(prompt)
-    for _ in range(count):
-        logits = model(torch.tensor([ids[-model.c.context :]]))[0, -1]
-        if temperature == 0:
-            ids.append(int(logits.argmax()))
-        else:
-            ids.append(int(torch.multinomial(F.softmax(logits / temperature, -1), 1)))
-        if ids[-1] == EOS_ID:
-            break
-    return tokenizer.decode(ids, skip_special=True)
-
-
 def evaluate(args: argparse.Namespace) -> None:
     """Print the losses of a GGUF file and two samples of its prose."""
     for split in ("train", "val"):
         loss, bits = evaluate_file(args.file, args.data, split)
         print(f"{split}: {loss:.4f} nats per token, {bits:.4f} bits per byte")
-    model, tokenizer = load_gguf(args.file)
-    torch.manual_seed(0)
+    model = tilewright.load(args.file)
     for temperature in (0.0, 0.8):
-        text = sample(model, tokenizer, args.prompt, 100, temperature)
-        print(f"--- temperature {temperature}\n{text}")
+        text = model.generate(args.prompt, max_tokens=100, temperature=temperature, seed=0)
+        print(f"--- temperature {temperature}\n{args.prompt}{text}")
 
 
 def main() -> None:
@@ -530,11 +465,10 @@ def main() -> None:
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--work", type=Path, required=True)
     p.add_argument("--minutes", type=float, default=55.0)
-    p.add_argument("--threads", type=int, default=2)
     p.add_argument("--batch", type=int, default=16, help="windows of 256 tokens in a step")
     p.add_argument("--lr", type=float, default=3e-3)
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--float32", action="store_true", help="no bfloat16 autocast")
+    p.add_argument("--bfloat16", action="store_true", help="bfloat16 products")
     p = commands.add_parser("export", help="write the trained model as GGUF")
     p.set_defaults(run=export)
     p.add_argument("--work", type=Path, required=True)

@@ -2,7 +2,7 @@
 
 Python blocks of a document share one namespace. A block fenced ``output`` right after one states
 what it prints (``...`` stands for anything). Every line of a ``sh`` block is a ``tilewright``
-command.
+command; they run in their places between the programs, or all together.
 """
 
 from __future__ import annotations
@@ -50,8 +50,12 @@ def blocks_of(text: str) -> list[Block]:
     return found
 
 
-def run_document(path: Path, folder: Path, *, only: str | None = None) -> int:
+def run_document(
+    path: Path, folder: Path, *, only: str | None = None, commands: bool = False
+) -> int:
     """Run the Python blocks of ``path`` (below the heading ``only``); the number of blocks.
+
+    With ``commands`` those in ``sh`` blocks run too, and count.
 
     A block becomes a file in ``folder``, so that kernels find their source and tracebacks show it.
     """
@@ -62,6 +66,10 @@ def run_document(path: Path, folder: Path, *, only: str | None = None) -> int:
     count = 0
     try:
         for block in _below(text, only):
+            if commands and block.language == "sh":
+                for line in block.text.splitlines():
+                    _run_command(line)
+                count += 1
             if block.language != "python":
                 continue
             file = folder / f"{path.stem.lower()}_line_{block.line}.py"
@@ -81,13 +89,17 @@ def run_commands(path: Path) -> int:
     """Run the ``tilewright`` commands in ``sh`` blocks, with no input; how many there were."""
     count = 0
     for line in _commands(path.read_text("utf-8")):
-        words = shlex.split(line, comments=True)
-        assert words[0] == "tilewright", line
-        with pytest.raises(SystemExit) as end:
-            build()(words[1:], prog_name="tilewright")
-        assert not end.value.code, line
+        _run_command(line)
         count += 1
     return count
+
+
+def _run_command(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    assert words[0] == "tilewright", line
+    with pytest.raises(SystemExit) as end:
+        build()(words[1:], prog_name="tilewright")
+    assert not end.value.code, line
 
 
 def _commands(text: str) -> Iterator[str]:

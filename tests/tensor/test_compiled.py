@@ -76,6 +76,22 @@ def test_state_is_overwritten_in_place_only_when_nobody_sees_it() -> None:
     assert array[0] == 2.0
 
 
+def test_state_is_not_overwritten_before_a_later_pass_has_read_it() -> None:
+    rng = np.random.default_rng(0)
+    g = Tensor(rng.standard_normal((64, 192)).astype(np.float32))
+
+    def step(state: Tensor, g: Tensor) -> Tensor:
+        state.assign(state * 0.9 + g * 0.1)
+        return state / (state * state).sum() ** 0.5
+
+    first, second = (Tensor(np.ones((64, 192), np.float32)) for _ in range(2))
+    compiled = compile(lambda g: step(second, g))
+    for _ in range(3):
+        expected = step(first, g).realize()
+        np.testing.assert_array_equal(compiled(g).numpy(), expected.numpy())
+        np.testing.assert_array_equal(first.numpy(), second.numpy())
+
+
 def test_results_of_earlier_calls_stay_what_they_were() -> None:
     double = compile(lambda x: x * 2.0)
     results = [double(Tensor(np.full(4, i, np.float32))) for i in range(5)]

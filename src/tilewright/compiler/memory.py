@@ -7,17 +7,29 @@ first among those that start earliest, and aligned to 64 bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, Final, TypeGuard
 
+from tilewright.compiler.fusion import Group
 from tilewright.graph import Graph, Node, upper_bound
 from tilewright.ops import table
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.layout_kernels import copy_kernel
 from tilewright.runtime.buffers import ALIGN, Buffer, padded_strides
 
-__all__ = ["MemoryPlan", "best_fit", "copies", "flat_arguments", "is_alias", "plan_memory"]
+__all__ = [
+    "OFFSET_BITS",
+    "MemoryPlan",
+    "best_fit",
+    "copies",
+    "flat_arguments",
+    "is_alias",
+    "plan_memory",
+    "reads_before_writing",
+]
+
+OFFSET_BITS: Final = 44  # of a made-up address: offsets up to 16 TiB, the storage's number above
 
 
 @dataclass(frozen=True)
@@ -96,6 +108,39 @@ def flat_arguments(args: Sequence[Any]) -> list[Any]:
         else:
             flat.append(arg)
     return flat
+
+
+def reads_before_writing(
+    call: KernelCall,
+    group: Group | None,
+    buffers: Mapping[Node, Buffer],
+    old: Buffer,
+    new: Buffer,
+) -> bool:
+    """Whether ``call`` may write ``new`` over the ``old`` that it reads.
+
+    True of generated kernels (``group`` says which nodes they compute) that read each element where
+    they write it. A kernel that reduces walks its domain several times and computes anew what it
+    needs, while results of the whole domain are stored as soon as they are known: not those.
+    """
+    if group is None:
+        return False
+    for member in group.members:
+        lies = buffers.get(member)
+        if lies is not None and lies.pointer == new.pointer:
+            if group.reduced is not None and group.is_full(group.maps[member]):
+                return False
+            break
+    else:
+        return False
+    args = [a for a in flat_arguments(call.args) if isinstance(a, Buffer)]
+    written = [a for a in args if a.pointer == new.pointer]
+    return all(
+        (arg.pointer, arg.shape, arg.strides) == (old.pointer, place.shape, place.strides)
+        for arg in args
+        if arg.pointer >> OFFSET_BITS == old.pointer >> OFFSET_BITS
+        for place in written
+    )
 
 
 def copies(call: object, old: Buffer, new: Buffer) -> TypeGuard[KernelCall]:

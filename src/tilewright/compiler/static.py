@@ -24,7 +24,13 @@ from tilewright.compiler.fusion import (
     pending,
 )
 from tilewright.compiler.loops import Scalar, loop_calls, split_workspace
-from tilewright.compiler.memory import best_fit, copies, flat_arguments
+from tilewright.compiler.memory import (
+    OFFSET_BITS,
+    best_fit,
+    copies,
+    flat_arguments,
+    reads_before_writing,
+)
 from tilewright.dtypes import DType, bf16, boolean, f16, f32, f64, from_float32, to_float32
 from tilewright.errors import UnsupportedError
 from tilewright.graph import Node, data_node
@@ -35,7 +41,7 @@ from tilewright.runtime.program import Launch, LaunchTable
 
 __all__ = ["Output", "StaticProgram", "build", "scalar_bits"]
 
-_SHIFT: Final = 44  # bits of an offset: 16 TiB
+_SHIFT: Final = OFFSET_BITS
 _MIDDLE: Final = 1 << (_SHIFT - 1)
 _FEW: Final = 24
 _PIECEWISE = frozenset({"pad", "concat"})
@@ -560,42 +566,19 @@ class _Builder:
         old, new = self.buffers[leaf], self.buffers[root]
         ours = self.storages[(old.pointer >> _SHIFT) - 1]
         storage = self.storages[(new.pointer >> _SHIFT) - 1]
-        if (
-            storage.kind != "output"
-            or new.pointer != storage.base
-            or (old.shape, old.strides, old.dtype) != (new.shape, new.strides, new.dtype)
-            or ours.last > storage.first
-        ):
+        if storage.kind != "output" or new.pointer != storage.base or ours.last > storage.first:
             return False
-        if ours.last == storage.first:
-            # the kernel that writes reads too: each element before it is written, or not at all
+        if (old.shape, old.strides, old.dtype) != (new.shape, new.strides, new.dtype):
+            return False
+        if ours.last == storage.first:  # the kernel that writes reads too
             call = self.calls[storage.first]
             if copies(call, old, new):  # what comes then changes some of it, as rows of a table
                 self.calls[storage.first] = replace(call, grid=(0,))
-            elif id(call) not in self.generated or self._walks_again(call, new):
+            elif not isinstance(call, KernelCall) or not reads_before_writing(
+                call, self.generated.get(id(call)), self.buffers, old, new
+            ):
                 return False
-            args = [a for a in flat_arguments(call.args) if isinstance(a, Buffer)]
-            written = [a for a in args if a.pointer >> _SHIFT == new.pointer >> _SHIFT]
-            for arg in args:
-                if arg.pointer >> _SHIFT == old.pointer >> _SHIFT and (
-                    arg.pointer != old.pointer
-                    or any((arg.shape, arg.strides) != (w.shape, w.strides) for w in written)
-                ):
-                    return False
         storage.kind, storage.over = "alias", ours.number
-        return True
-
-    def _walks_again(self, call: KernelCall, out: Buffer) -> bool:
-        """Whether the generated kernel ``call`` may read its operands again after storing ``out``.
-
-        It walks the domain once for every reduction and recomputes what it needs; results of the
-        whole domain are stored as soon as they are known.
-        """
-        group = self.generated[id(call)]
-        for member in group.members:
-            lies = self.buffers.get(member)
-            if lies is not None and lies.pointer == out.pointer:
-                return group.reduced is not None and group.is_full(group.maps[member])
         return True
 
     def _lifetimes(self) -> None:
