@@ -11,7 +11,7 @@ from tilewright.optim.muon import orthogonalised
 from tilewright.tensor.core import Tensor
 
 
-@pytest.mark.parametrize("shape", [(20, 50), (50, 20), (30, 30)])
+@pytest.mark.parametrize("shape", [(20, 50), (50, 20)])
 def test_singular_values_are_pushed_towards_one(shape: tuple[int, int]) -> None:
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32) * 1e-3
     y = orthogonalised(Tensor(x)).numpy()
