@@ -159,7 +159,7 @@ def test_batch_statistics_over_several_batches_and_in_use() -> None:
 def test_multihead_attention_is_pytorchs(bias: bool) -> None:
     torch.manual_seed(0)
     ours = nn.MultiheadAttention(12, 3, bias)
-    theirs = tn.MultiheadAttention(12, 3, bias, batch_first=True)
+    theirs = tn.MultiheadAttention(12, 3, bias=bias, batch_first=True)
 
     class Self(tn.Module):  # type: ignore[misc, name-defined]
         def forward(self, q: Any) -> Any:

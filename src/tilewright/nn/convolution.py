@@ -195,27 +195,23 @@ class _BatchNorm(Module):
             return F.batch_norm(
                 x, self.weight, self.bias, self.running_mean, self.running_var, self.eps
             )
+        y, mean, var = F.batch_norm_with_statistics(x, self.weight, self.bias, self.eps)
         if self.training and self.running_mean is not None:
-            self._track(x)
-        return F.batch_norm(x, self.weight, self.bias, eps=self.eps)
+            n = math.prod(x.shape) // max(x.shape[1], 1)
+            self._track(mean, var * (n / max(n - 1, 1)))
+        return y
 
-    def _track(self, x: Tensor) -> None:
+    def _track(self, batch_mean: Tensor, batch_var: Tensor) -> None:
         mean, var, count = self.running_mean, self.running_var, self.num_batches_tracked
         assert mean is not None
         assert var is not None
         assert count is not None
-        axes = (0, *range(2, x.ndim))
-        n = math.prod(x.shape[a] for a in axes)
         with no_grad():
-            wide = x.detach().astype(mean.dtype)
-            batch_mean = wide.mean(axis=axes, keepdims=True)
-            near = wide - batch_mean
-            batch_var = (near * near).sum(axis=axes) / max(n - 1, 1)
             count.assign(count + 1)
             step: Any = self.momentum
             if step is None:
                 step = 1.0 / count.astype(mean.dtype)
-            mean.assign(mean * (1.0 - step) + batch_mean.reshape(mean.shape) * step)
+            mean.assign(mean * (1.0 - step) + batch_mean * step)
             var.assign(var * (1.0 - step) + batch_var * step)
             for tensor in (count, mean, var):
                 realize_along(tensor)

@@ -31,7 +31,7 @@ from tilewright.ops import elementwise as ew
 from tilewright.ops import flash, flash_packed, indexing, norm, pool, views
 from tilewright.ops.autodiff import custom_gradient
 from tilewright.tensor import random
-from tilewright.tensor.core import Tensor, apply, cast_node
+from tilewright.tensor.core import Tensor, apply, cast_node, source, wrap
 from tilewright.tensor.elementwise import (
     elu,
     gelu,
@@ -57,6 +57,7 @@ __all__ = [
     "autocast",
     "avg_pool",
     "batch_norm",
+    "batch_norm_with_statistics",
     "binary_cross_entropy_with_logits",
     "conv",
     "conv_transpose",
@@ -332,8 +333,7 @@ def batch_norm(
     """
     after = x.ndim - 2
     if mean is None or var is None:
-        y = normalize(x, (0, *range(2, x.ndim)), eps)
-        return _scaled(x, y, weight, bias, after)
+        return batch_norm_with_statistics(x, weight, bias, eps)[0]
     scale = (var + eps).rsqrt()
     if weight is not None:
         scale = scale * weight
@@ -341,6 +341,17 @@ def batch_norm(
     shape = (-1,) + (1,) * after
     y = x * scale.reshape(shape) + shift.reshape(shape)
     return y if y.dtype is x.dtype else apply(cast_node, y, dtype=x.dtype)
+
+
+def batch_norm_with_statistics(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`batch_norm` by the batch's statistics, and these: mean and biased variance (C,)."""
+    axes = (0, *range(2, x.ndim))
+    y, mean, var = norm.normalize_with_statistics(source(x), axes, eps)
+    result = _scaled(x, wrap(y, x), weight, bias, x.ndim - 2)
+    channels = (x.shape[1],)
+    return result, Tensor(mean).reshape(channels), Tensor(var).reshape(channels)
 
 
 def _scaled(

@@ -23,9 +23,9 @@ from tilewright.ops.autodiff import custom_gradient
 from tilewright.ops.creation import cast
 from tilewright.ops.reductions import mean
 from tilewright.ops.table import OpDef, RowStat, make, register
-from tilewright.ops.views import normal_axes, sizes_of, sum_to
+from tilewright.ops.views import normal_axes, sizes_of, stop_gradient, sum_to
 
-__all__ = ["layer_norm", "normalize", "rms_norm"]
+__all__ = ["layer_norm", "normalize", "normalize_with_statistics", "rms_norm"]
 
 
 def _infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:
@@ -139,18 +139,30 @@ def normalize(x: Node, axes: int | Sequence[int], eps: float, centred: bool = Tr
     f32 at least. The gradient needs only the result and one scale per group: with ``r = 1 /
     sqrt(var + eps)`` it is ``dx = r (g - mean(g) - y mean(g y))``.
     """
+    return normalize_with_statistics(x, axes, eps, centred)[0]
+
+
+def normalize_with_statistics(
+    x: Node, axes: int | Sequence[int], eps: float, centred: bool = True
+) -> tuple[Node, Node, Node]:
+    """:func:`normalize`, and the mean and the (biased) variance it used, with ``axes`` kept.
+
+    The statistics are f32 at least and constants to differentiation.
+    """
     over = normal_axes(axes, len(x.shape))
     count = math.prod(sizes_of(x)[a] for a in over)
 
-    def forward(x: Node) -> tuple[Node, Node]:
+    def forward(x: Node) -> tuple[Node, ...]:
         wide = _wide(x)
-        near = sub(wide, mean(wide, over, True)) if centred else wide
-        r = rsqrt(add(mean(square(near), over, True), literal(eps, near)))
-        return cast(mul(near, r), x.dtype), r
+        middle = mean(wide, over, True)
+        near = sub(wide, middle) if centred else wide
+        var = mean(square(near), over, True)
+        r = rsqrt(add(var, literal(eps, near)))
+        return cast(mul(near, r), x.dtype), r, middle, var
 
     def rule(inputs: Any, outputs: Any, grads: Any) -> list[Node | None]:
         y, r = _wide(outputs[0]), outputs[1]
-        g, g_r = grads
+        g, g_r = grads[:2]
         found: Node | None = None
         if g is not None:
             g = _wide(g)
@@ -161,4 +173,5 @@ def normalize(x: Node, axes: int | Sequence[int], eps: float, centred: bool = Tr
             found = more if found is None else add(found, more)
         return [None if found is None else cast(found, x.dtype)]
 
-    return custom_gradient(forward, rule)(x)[0]
+    y, _, middle, var = custom_gradient(forward, rule)(x)
+    return y, stop_gradient(middle), stop_gradient(var)
