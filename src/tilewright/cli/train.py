@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -88,19 +88,23 @@ def commands() -> typer.Typer:
     return app
 
 
-def _begin(ctx: typer.Context) -> dict[str, Any]:
-    """The command's settings, with --resume as the run began where they are not given; threads."""
-    from tilewright.train.recipes.run import begin_run
+def _run(ctx: typer.Context, recipe: str) -> None:
+    """Call a recipe of `tilewright.train.recipes.run` with the command's settings."""
+    from tilewright.train.recipes import run
 
     given = {
         name: value
         for name, value in ctx.params.items()
         if getattr(ctx.get_parameter_source(name), "name", "") not in ("DEFAULT", "DEFAULT_MAP")
     }
-    settings = begin_run(str(ctx.command.name), dict(ctx.params), given)
+    settings = run.begin_run(str(ctx.command.name), dict(ctx.params), given)
     if settings["threads"] is not None:
         os.environ["TILEWRIGHT_THREADS"] = str(settings["threads"])
-    return settings
+    try:
+        getattr(run, recipe)(settings, _show)
+    except BaseException:
+        run.abandon_run(settings)
+        raise
 
 
 def gpt(
@@ -137,9 +141,7 @@ def gpt(
     quiet: Quiet = False,
 ) -> None:
     """A GPT-2 from text. The defaults are nanoGPT's for Shakespeare by characters."""
-    from tilewright.train.recipes.run import run_language
-
-    run_language("gpt", _begin(ctx), show=_show)
+    _run(ctx, "run_gpt")
 
 
 def llama(
@@ -182,9 +184,7 @@ def llama(
     quiet: Quiet = False,
 ) -> None:
     """A llama from text: RMSNorm, SwiGLU, rotary positions, grouped queries."""
-    from tilewright.train.recipes.run import run_language
-
-    run_language("llama", _begin(ctx), show=_show)
+    _run(ctx, "run_llama")
 
 
 def mamba(
@@ -221,9 +221,7 @@ def mamba(
     quiet: Quiet = False,
 ) -> None:
     """A Mamba language model from text: selective state spaces instead of attention."""
-    from tilewright.train.recipes.run import run_language
-
-    run_language("mamba", _begin(ctx), show=_show)
+    _run(ctx, "run_mamba")
 
 
 def mnist(
@@ -254,9 +252,7 @@ def mnist(
     quiet: Quiet = False,
 ) -> None:
     """Handwritten digits, by a convolutional network or a vision transformer."""
-    from tilewright.train.recipes.run import run_digits
-
-    run_digits(_begin(ctx), show=_show)
+    _run(ctx, "run_digits")
 
 
 def autoencoder(
@@ -286,9 +282,7 @@ def autoencoder(
     quiet: Quiet = False,
 ) -> None:
     """A convolutional autoencoder; draws what it makes of images it has not seen."""
-    from tilewright.train.recipes.run import run_reconstruction
-
-    run_reconstruction(_begin(ctx), show=_show)
+    _run(ctx, "run_reconstruction")
 
 
 def lora(
@@ -336,9 +330,7 @@ def lora(
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a decoder by low-rank adapters, which are saved as PEFT saves them."""
-    from tilewright.train.recipes.run import run_lora
-
-    run_lora(_begin(ctx), show=_show)
+    _run(ctx, "run_lora")
 
 
 def merge(

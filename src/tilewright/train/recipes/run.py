@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -29,13 +30,16 @@ from tilewright.train.recipes.text import TextData, prepare_text, reopen_text
 
 __all__ = [
     "Show",
+    "abandon_run",
     "begin_run",
     "language_options",
     "load_best",
     "open_text",
     "run_digits",
-    "run_language",
+    "run_gpt",
+    "run_llama",
     "run_lora",
+    "run_mamba",
     "run_reconstruction",
 ]
 
@@ -88,6 +92,15 @@ def _has_begun(folder: str) -> bool:
     """Whether there is anything to lose: a step was made, not only settings refused."""
     record = os.path.exists(os.path.join(folder, "record.jsonl"))
     return record or bool(list_checkpoints(os.path.join(folder, "checkpoints")))
+
+
+def abandon_run(settings: Mapping[str, Any]) -> None:
+    """After an error: a folder whose run never came to its first step holds none."""
+    folder = os.fspath(settings["out"])
+    if settings["resume"] or os.path.exists(os.path.join(folder, "record.jsonl")):
+        return
+    with contextlib.suppress(OSError):
+        os.unlink(os.path.join(folder, _SETTINGS))
 
 
 def _plain(value: Any) -> Any:
@@ -146,8 +159,23 @@ def open_text(settings: Mapping[str, Any]) -> TextData:
     )
 
 
-def run_language(kind: str, settings: Mapping[str, Any], show: Show) -> dict[str, float]:
-    """``tilewright train gpt``, ``llama`` and ``mamba``: train, export, show a sample."""
+def run_gpt(settings: Mapping[str, Any], show: Show) -> dict[str, float]:
+    """``tilewright train gpt``."""
+    return _run_language("gpt", settings, show)
+
+
+def run_llama(settings: Mapping[str, Any], show: Show) -> dict[str, float]:
+    """``tilewright train llama``."""
+    return _run_language("llama", settings, show)
+
+
+def run_mamba(settings: Mapping[str, Any], show: Show) -> dict[str, float]:
+    """``tilewright train mamba``."""
+    return _run_language("mamba", settings, show)
+
+
+def _run_language(kind: str, settings: Mapping[str, Any], show: Show) -> dict[str, float]:
+    """Train, export, show a sample; returns the last losses."""
     options = language_options(settings)
     text = open_text(settings)
     folder = os.fspath(settings["out"])
