@@ -67,7 +67,7 @@ def run_document(
     try:
         for block in _below(text, only):
             if commands and block.language == "sh":
-                for line in block.text.splitlines():
+                for line in _joined(block.text):
                     _run_command(line)
                 count += 1
             if block.language != "python":
@@ -105,7 +105,12 @@ def _run_command(line: str) -> None:
 def _commands(text: str) -> Iterator[str]:
     for block in blocks_of(text):
         if block.language == "sh":
-            yield from block.text.splitlines()
+            yield from _joined(block.text)
+
+
+def _joined(text: str) -> list[str]:
+    """Lines, those that end in a backslash with their next."""
+    return text.replace("\\\n", " ").splitlines()
 
 
 def _below(text: str, heading: str | None) -> list[Block]:

@@ -96,6 +96,11 @@ class Optimizer:
         decay_vectors: bool = True,
         master: bool = False,
     ) -> None:
+        if hasattr(params, "named_parameters"):
+            raise ShapeError(
+                f"{type(self).__name__} wants parameters, got {type(params).__name__}: pass its "
+                "named_parameters()"
+            )
         self.groups = _groups(list(params), lr, weight_decay)
         if not self.params:
             raise ShapeError(f"{type(self).__name__} got no parameters")
