@@ -17,9 +17,10 @@ Rounding: f64 is summed in f64, f32, f16 and bf16 in f32 and rounded once. An ou
 of ``conv_input_gradient`` is one accumulator that takes one fused multiply-add per channel and tap,
 channels outermost, then taps in ascending order of the index in w (descending for the input
 gradient); bf16 takes one ``dot2`` per tap and pair of channels where a group has eight outputs or
-more. ``conv_weight_gradient`` sums over positions, then images (bf16: pairs of images), then groups
-of images, whose size depends on the shapes only. No order depends on threads, tiles or strides.
-Terms that padding would make zero may be left out: an infinite weight on padding gives no NaN.
+more. ``conv_weight_gradient`` sums over the positions of some images (bf16: of pairs of images),
+then over the images of a group, then over groups, all as the shapes say. No order depends on
+threads, tiles or strides. Terms that padding would make zero may be left out: an infinite weight on
+padding gives no NaN.
 """
 
 from __future__ import annotations

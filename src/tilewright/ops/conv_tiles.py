@@ -26,6 +26,7 @@ from tilewright.lang import (
     expand_dims,
     fma,
     i64,
+    prefetch,
     program_id,
     scratch,
     unroll,
@@ -47,7 +48,10 @@ __all__ = [
     "tiling",
 ]
 
-_BLOCK = 1 << 17  # multiply-adds of a lane vector that one program should do at least
+_BLOCK = (
+    1 << 20
+)  # multiply-adds of whole vectors that a program does at most, if it has rows to spare
+_PROGRAMS = 32
 
 
 def taps_inside(h, KH, HEIGHT):
@@ -106,6 +110,9 @@ def conv_tiles(
             at = tl.minimum(i * MT, width - MT)  # the last tile overlaps the one before
             acc = zeros((MT, NT), ACC)
             for c in range(x.shape[2]):
+                # The rows that the next row of outputs reads first: too short to be foreseen.
+                for kh in unroll(max(KH - HEIGHT[2], 0), KH):
+                    prefetch(x[n, g, c, KD - 1, kh, d, h + 1, at, 0], level=2)
                 for kd in range(KD):
                     for kh in range(above, below):
                         if x.dtype is not u32:
@@ -196,7 +203,9 @@ def tile_calls(
     ).fix(7)
     weights = packed.view((part.groups, cut.panels, channels, *taps, cut.lanes)).fix(2)
     per_row = -(-y.shape[5] // cut.positions) * cut.positions * cut.lanes // 16
-    rows = max(1, min(y.shape[4], _BLOCK // max(1, per_row * part.channels * part.taps)))
+    rows = max(1, min(y.shape[4], _BLOCK // (per_row * part.channels * part.taps)))
+    others = y.shape[3] * y.shape[0] * part.groups * cut.panels
+    rows = min(rows, -(-y.shape[4] * others // _PROGRAMS))
     consts = {
         "KD": taps[0],
         "KH": taps[1],

@@ -2,11 +2,12 @@
 
 Output channels lie along the lanes again, so the gradient is transposed first, position by
 position; the rows of a register tile are input channels, read in place through windows. The tiles
-of all taps of one image are done before the next image, while its rows are in the cache.
+of all taps of an image (of a few, where they are small) are done before the next, while its rows
+are in the cache.
 
-An element is summed image by image: over the positions of an image in ascending order, one fused
-multiply-add each, then over the images of a group, then over the groups. How many groups there are
-depends on shapes only.
+An element is summed over the positions of an image, or of a few, in ascending order, one fused
+multiply-add each; then over the images of a group, then over the groups. How many there are depends
+on shapes only.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-incomplete-defs=False
@@ -36,6 +37,7 @@ from tilewright.runtime.launch import kernel
 __all__ = ["WeightPlan", "weight_plan", "weight_tile_calls"]
 
 _PIECE_BYTES = 1 << 17  # what one program writes of a transposed gradient: well inside L2
+_POSITIONS = 512  # that a sum runs over before it waits in memory
 _PROGRAMS = 64  # enough for the threads of any machine to share evenly
 
 
@@ -143,6 +145,7 @@ def weight_tiles(
     y: Array,
     sums: Array,
     IMAGES: Const,
+    TOGETHER: Const,
     MT: Const,
     NT: Const,
     HEIGHT: Const,
@@ -159,26 +162,28 @@ def weight_tiles(
     s = program_id(2)
     c = tl.minimum(block * MT, x.shape[2] - MT)
     width = x.shape[8]
-    for n in range(s * IMAGES, tl.minimum(s * IMAGES + IMAGES, x.shape[0])):
+    end = tl.minimum(s * IMAGES + IMAGES, x.shape[0])
+    for n0 in range(s * IMAGES, end, TOGETHER):
         for kd in range(x.shape[3]):
             for kh in range(x.shape[4]):
                 above, below = _rows_inside(kh, x.shape[7], HEIGHT)
                 for kw in range(x.shape[5]):
                     acc = zeros((MT, NT), ACC)
-                    for d in range(x.shape[6]):
-                        for h in range(above, below):
-                            if x.dtype is not u32:
-                                left = x[n, g, c : c + MT, kd, kh, kw, d, h, 0:width]
-                                acc = dot(left, y[n, g, panel, d, h, 0:width, 0:NT], acc)
-                            else:
-                                for i in range(0, width // 4 * 4, 4):
-                                    for j in unroll(4):
-                                        left = x[n, g, c : c + MT, kd, kh, kw, d, h, i + j]
-                                        acc = step(acc, left, y[n, g, panel, d, h, i + j, 0:NT])
-                                for i in range(width // 4 * 4, width):
-                                    left = x[n, g, c : c + MT, kd, kh, kw, d, h, i]
-                                    acc = step(acc, left, y[n, g, panel, d, h, i, 0:NT])
-                    if n > s * IMAGES:
+                    for n in range(n0, tl.minimum(n0 + TOGETHER, end)):
+                        for d in range(x.shape[6]):
+                            for h in range(above, below):
+                                if x.dtype is not u32:
+                                    left = x[n, g, c : c + MT, kd, kh, kw, d, h, 0:width]
+                                    acc = dot(left, y[n, g, panel, d, h, 0:width, 0:NT], acc)
+                                else:
+                                    for i in range(0, width // 4 * 4, 4):
+                                        for j in unroll(4):
+                                            left = x[n, g, c : c + MT, kd, kh, kw, d, h, i + j]
+                                            acc = step(acc, left, y[n, g, panel, d, h, i + j, 0:NT])
+                                    for i in range(width // 4 * 4, width):
+                                        left = x[n, g, c : c + MT, kd, kh, kw, d, h, i]
+                                        acc = step(acc, left, y[n, g, panel, d, h, i, 0:NT])
+                    if n0 > s * IMAGES:
                         acc = acc + sums[s, g, panel, block, 0:MT, kd, kh, kw, 0:NT]
                     sums[s, g, panel, block, 0:MT, kd, kh, kw, 0:NT] = acc
 
@@ -281,7 +286,12 @@ def weight_tile_calls(
         weight_tiles,
         (plan.blocks, g * cut.panels, plan.groups),
         (seen, turned, parts),
-        {**tile, "IMAGES": plan.images, "HEIGHT": height_of_x},
+        {
+            **tile,
+            "IMAGES": plan.images,
+            "TOGETHER": min(plan.images, -(-_POSITIONS // whole.positions)),
+            "HEIGHT": height_of_x,
+        },
     )
     per_block = cut.positions * whole.taps
     rows = parts.view((*parts.shape[:4], per_block, cut.lanes)).fix(4)
