@@ -1,20 +1,25 @@
 """Recurrent layers with PyTorch's parameters: ``weight_ih_l0``, ``weight_hh_l0``, ...
 
 The products with the inputs are made for all steps at once; what is left for each step is one
-product with the state.
+product with the state. So it is backwards: gates are computed again for all steps at once (only the
+states are kept), the weights' gradients are one product each.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from tilewright.dtypes import bf16
 from tilewright.errors import ShapeError
 from tilewright.nn import functional as F
 from tilewright.nn.layers import uniform_parameter
 from tilewright.nn.module import Module
+from tilewright.nn.precision import autocast
+from tilewright.tensor.autograd import custom_gradient
 from tilewright.tensor.core import Tensor
 from tilewright.tensor.creation import zeros
-from tilewright.tensor.manipulation import concat, split, stack
+from tilewright.tensor.manipulation import concat, flip, split, stack
+from tilewright.tensor.modes import mode
 
 __all__ = ["GRU", "LSTM"]
 
@@ -100,20 +105,57 @@ class _Recurrent(Module):
 
     def _run(self, x: Tensor, suffix: str, state: State, reverse: bool) -> tuple[Tensor, State]:
         bias_ih = getattr(self, f"bias_ih{suffix}") if self.bias else None
-        bias_hh = getattr(self, f"bias_hh{suffix}") if self.bias else None
         weight_hh = getattr(self, f"weight_hh{suffix}")
         inputs = F.linear(x, getattr(self, f"weight_ih{suffix}"), bias_ih)
-        found: list[Tensor] = []
-        order = range(x.shape[0])
-        for t in reversed(order) if reverse else order:
-            state = self._step(inputs[t], F.linear(state[0], weight_hh, bias_hh), state)
-            found.append(state[0])
         if reverse:
-            found.reverse()
-        return stack(found, axis=0), state
+            inputs = flip(inputs, axis=0)
+        if self.bias:
+            bias_hh = getattr(self, f"bias_hh{suffix}")
+        else:
+            bias_hh = zeros((weight_hh.shape[0],), dtype=weight_hh.dtype)
+        precision = mode.autocast
+
+        def backward(inputs: State, outputs: State, grads: Any) -> list[Tensor]:
+            with autocast(precision or bf16, enabled=precision is not None):
+                return self._backward(inputs, outputs, grads)
+
+        run = custom_gradient(self._forward, backward)
+        found: tuple[Tensor, ...] = run(inputs, weight_hh, bias_hh, *state)
+        last = tuple(states[-1] for states in found)
+        return (flip(found[0], axis=0) if reverse else found[0]), last
+
+    def _forward(
+        self, inputs: Tensor, weight: Tensor, bias: Tensor, *state: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The states after each step, (T, B, hidden) each."""
+        found: list[State] = []
+        for t in range(inputs.shape[0]):
+            state = self._step(inputs[t], F.linear(state[0], weight, bias), state)
+            found.append(state)
+        return tuple(stack(list(states), axis=0) for states in zip(*found))
 
     def _step(self, from_input: Tensor, from_state: Tensor, state: State) -> State:
         raise NotImplementedError
+
+    def _backward(self, inputs: State, outputs: State, grads: Any) -> list[Tensor]:
+        """Backpropagation through time: gates of all steps at once, then a chain of products."""
+        raise NotImplementedError
+
+
+def _before(start: Tensor, states: Tensor) -> Tensor:
+    """The state before each step."""
+    return concat([start.unsqueeze(0), states[:-1]], axis=0)
+
+
+def _total(grad: Tensor | None, t: int, carried: Tensor) -> Tensor:
+    return carried if grad is None else carried + grad[t]
+
+
+def _parameters(da: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of weight and bias, from those of all steps' gates (T, B, rows)."""
+    rows = da.reshape((-1, da.shape[-1]))
+    weight = F.matmul(rows.mT, before.reshape((-1, before.shape[-1])).astype(rows.dtype))
+    return weight, rows.sum(axis=0)
 
 
 class GRU(_Recurrent):
@@ -129,6 +171,30 @@ class GRU(_Recurrent):
         n = F.tanh(n_x + r * n_h)
         return (n + z * (h - n),)
 
+    def _backward(self, inputs: State, outputs: State, grads: Any) -> list[Tensor]:
+        """A gate's gradient is the state's times a factor that is known for all steps at once."""
+        x, weight, bias, start = inputs
+        before = _before(start, outputs[0])
+        r_x, z_x, n_x = split(x, self.hidden_size, axis=-1)
+        r_h, z_h, n_h = split(F.linear(before, weight, bias), self.hidden_size, axis=-1)
+        r, z = F.sigmoid(r_x + r_h), F.sigmoid(z_x + z_h)
+        n = F.tanh(n_x + r * n_h)
+        of_n = (1.0 - z) * (1.0 - n * n)
+        of_z = (before - n) * z * (1.0 - z)
+        of_r = of_n * n_h * r * (1.0 - r)
+        of_state = stack([of_r, of_z, of_n * r], axis=2)
+        carried = start * 0.0
+        found: list[Tensor] = []
+        for t in reversed(range(x.shape[0])):
+            dh = _total(grads[0], t, carried)
+            found.append(dh)
+            da = (dh.unsqueeze(1) * of_state[t]).reshape((*dh.shape[:-1], -1))
+            carried = dh * z[t] + F.matmul(da, weight)
+        every = stack(found[::-1], axis=0)
+        da = (every.unsqueeze(2) * of_state).reshape(x.shape)
+        dx = (every.unsqueeze(2) * stack([of_r, of_z, of_n], axis=2)).reshape(x.shape)
+        return _as_inputs(inputs, dx, *_parameters(da, before), carried)
+
 
 class LSTM(_Recurrent):
     """Long short-term memory (Hochreiter & Schmidhuber 1997), gates input, forget, cell, output."""
@@ -141,3 +207,34 @@ class LSTM(_Recurrent):
         i, f, g, o = split(from_input + from_state, self.hidden_size, axis=-1)
         c = F.sigmoid(f) * c + F.sigmoid(i) * F.tanh(g)
         return F.sigmoid(o) * F.tanh(c), c
+
+    def _backward(self, inputs: State, outputs: State, grads: Any) -> list[Tensor]:
+        """As in GRU; input, forget and cell gates follow the cell, the output gate the state."""
+        x, weight, bias, start, start_c = inputs
+        before, before_c = _before(start, outputs[0]), _before(start_c, outputs[1])
+        gates = x + F.linear(before, weight, bias)
+        i, f, g, o = split(gates, self.hidden_size, axis=-1)
+        i, f, g, o = F.sigmoid(i), F.sigmoid(f), F.tanh(g), F.sigmoid(o)
+        squashed = F.tanh(outputs[1])
+        to_cell = o * (1.0 - squashed * squashed)
+        of_cell = stack(
+            [g * i * (1.0 - i), before_c * f * (1.0 - f), i * (1.0 - g * g)],
+            axis=2,
+        )
+        of_o = squashed * o * (1.0 - o)
+        dh_next, dc_next = start * 0.0, start_c * 0.0
+        found: list[Tensor] = []
+        for t in reversed(range(x.shape[0])):
+            dh = _total(grads[0], t, dh_next)
+            dc = _total(grads[1], t, dc_next + dh * to_cell[t])
+            three = dc.unsqueeze(1) * of_cell[t]
+            da = concat([three, (dh * of_o[t]).unsqueeze(1)], axis=1)
+            da = da.reshape((dh.shape[0], -1))
+            found.append(da)
+            dh_next, dc_next = F.matmul(da, weight), dc * f[t]
+        every = stack(found[::-1], axis=0)
+        return _as_inputs(inputs, every, *_parameters(every, before), dh_next, dc_next)
+
+
+def _as_inputs(inputs: State, *grads: Tensor) -> list[Tensor]:
+    return [g.astype(x.dtype, copy=False) for g, x in zip(grads, inputs, strict=True)]
