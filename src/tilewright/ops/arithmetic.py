@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tilewright.dtypes import DType
+from tilewright.dtypes import DType, f32
 from tilewright.errors import ShapeError
 from tilewright.graph import Node, Shape, const_node
 from tilewright.ops.table import OpDef, make, register
@@ -122,17 +122,29 @@ def _wrong_dtype(name: str, got: DType, other: DType, kinds: str, least_bits: in
 
 
 def by_rules(rules: Sequence[Rule | None]) -> Callable[[Node, Node], list[Node | None]]:
-    """A table entry's gradient from one rule per input."""
+    """A table entry's gradient from one rule per input.
+
+    Of 16-bit floats the rule is computed in float32 and rounded once, as the op itself is.
+    """
 
     def gradient(node: Node, g: Node) -> list[Node | None]:
+        half = node.dtype.is_float and node.dtype.bits == 16
+        wide = [_to(x, f32) if half else x for x in (g, node, *node.inputs)]
         return [
-            sum_to(rule(g, node, *node.inputs), x.shape)
+            _to(sum_to(rule(*wide), x.shape), x.dtype)
             if rule is not None and x.dtype.is_float and x.op not in ("const", "scalar")
             else None
             for rule, x in zip(rules, node.inputs, strict=True)
         ]
 
     return gradient
+
+
+def _to(x: Node, dtype: DType) -> Node:
+    """``x`` as floating-point ``dtype``; what is no float stays."""
+    if x.dtype is dtype or not x.dtype.is_float:
+        return x
+    return make("cast", x, dtype=dtype)
 
 
 def _whole(fn: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
