@@ -137,10 +137,33 @@ class Attention(Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None, positions: Tensor | int = 0) -> Tensor:
         """x (B, T, width) -> (B, T, width); ``positions`` as in :class:`RotaryEmbedding`."""
-        q = _by_heads(self.q_proj(x), self.heads)
-        k = _by_heads(self.k_proj(x), self.kv_heads)
+        q, k = self._turned(x, positions)
         v = _by_heads(self.v_proj(x), self.kv_heads)
-        if self._rotary is not None:
-            q, k = self._rotary(q, positions), self._rotary(k, positions)
         y = F.attention(q, k, v, mask, self.causal, layout="bthd")
         return self.o_proj(y.reshape((x.shape[0], x.shape[1], -1)))
+
+    def _turned(self, x: Tensor, positions: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Queries and keys, by heads, at their positions."""
+        rotary, layers = self._rotary, (self.q_proj, self.k_proj)
+        counts = (self.heads, self.kv_heads)
+        if rotary is None:
+            q, k = (_by_heads(layer(x), n) for layer, n in zip(layers, counts))
+            return q, k
+        halves = all(type(layer) is Linear for layer in layers) and rotary.interleaved
+        if not halves or rotary.rotary_dim * self.heads != self.q_proj.weight.shape[0]:
+            q, k = (rotary(_by_heads(layer(x), n), positions) for layer, n in zip(layers, counts))
+            return q, k
+        # Scores do not depend on the order of dimensions that q and k share. With the weights' rows
+        # in the order of halves there is no walking in steps of two over the activations.
+        found = []
+        for layer, n in zip(layers, counts):
+            bias = None if layer.bias is None else _halved(layer.bias, n)
+            y = _by_heads(F.linear(x, _halved(layer.weight, n), bias), n)
+            found.append(rotary(y, positions, interleaved=False))
+        return found[0], found[1]
+
+
+def _halved(x: Tensor, heads: int) -> Tensor:
+    """Rows (heads * (P, 2), ...) in the order heads * (2, P)."""
+    cut = x.reshape((heads, -1, 2, *x.shape[1:]))
+    return cut.permute(0, 2, 1, *range(3, cut.ndim)).reshape(x.shape)

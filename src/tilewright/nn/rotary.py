@@ -74,10 +74,16 @@ class RotaryEmbedding(Module):
     ) -> None:
         cos, sin = rope_tables(positions, rope_frequencies(rotary_dim, base, scale=scale))
         self.positions, self.interleaved = positions, interleaved
+        self.rotary_dim = rotary_dim
         self._cos, self._sin = asarray(cos), asarray(sin)
 
-    def forward(self, x: Tensor, positions: Tensor | int = 0) -> Tensor:
-        """x (batch, heads, T, head_dim); ``positions``: of the first row, or (T,) integers."""
+    def forward(
+        self, x: Tensor, positions: Tensor | int = 0, interleaved: bool | None = None
+    ) -> Tensor:
+        """x (batch, heads, T, head_dim); ``positions``: of the first row, or (T,) integers.
+
+        ``interleaved``: another pairing than the module's.
+        """
         steps = x.shape[-2]
         if isinstance(positions, Tensor):
             cos, sin = (take(t, positions, axis=0) for t in (self._cos, self._sin))
@@ -88,4 +94,4 @@ class RotaryEmbedding(Module):
                     f"{self.positions}"
                 )
             cos, sin = (t[positions : positions + steps] for t in (self._cos, self._sin))
-        return rope(x, cos, sin, self.interleaved)
+        return rope(x, cos, sin, self.interleaved if interleaved is None else interleaved)
