@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +22,7 @@ from tilewright.tokenizers.train import END_OF_TEXT, read_corpus, train_bpe, tra
 __all__ = ["TextData", "find_tokenizer", "prepare_text", "read_tokenizer", "reopen_text"]
 
 _TOKENS: Final = "tokens.npy"
-_TOKENIZERS: Final = ("tokenizer.json", "tokenizer.gguf")
+_TOKENIZER: Final = "tokenizer.gguf"
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,10 @@ def reopen_text(
     folder: str | os.PathLike[str], *, context: int, fraction: float = 0.1
 ) -> TextData | None:
     """What :func:`prepare_text` left in a run's folder; None when it did not get that far."""
-    path = os.path.join(folder, _TOKENS)
-    found = [p for name in _TOKENIZERS if os.path.exists(p := os.path.join(folder, name))]
-    if not found or not os.path.exists(path):
+    path, kept = os.path.join(folder, _TOKENS), os.path.join(folder, _TOKENIZER)
+    if not os.path.exists(path) or not os.path.exists(kept):
         return None
-    metadata = read_tokenizer(found[0])
+    metadata = read_tokenizer(kept)
     return _opened(metadata, from_metadata(metadata), path, context, fraction)
 
 
@@ -147,9 +148,11 @@ def read_tokenizer(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _write_tokenizer(folder: str | os.PathLike[str], metadata: dict[str, Any]) -> None:
+    """All of it in a GGUF file; for others as a tokenizer.json too, if there is one."""
     path = Path(folder)
-    try:
-        write_json(path / _TOKENIZERS[0], metadata)
-    except UnsupportedError:  # not byte-level BPE: only GGUF has room for it
-        header = {"general.architecture": "llama", "general.type": "vocab", **metadata}
-        write_gguf(path / _TOKENIZERS[1], header, {})
+    header = {"general.architecture": "llama", "general.type": "vocab", **metadata}
+    write_gguf(path / _TOKENIZER, header, {})
+    # not byte-level BPE, or a role that the other format has no place for
+    with contextlib.suppress(UnsupportedError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        write_json(path / "tokenizer.json", metadata)
