@@ -48,6 +48,8 @@ CASES: list[tuple[Any, ...]] = [
     ((2, 8, 9, 9), (8, 8, 3, 3), 1, ((-1, 0), (2, -3)), 1, 1),  # elements left out
     ((3, 1, 28, 28), (32, 1, 3, 3), 1, 0, 1, 1),
     ((1, 12, 5, 1), (20, 12, 5, 1), 1, 0, 1, 1),  # a single output
+    ((3, 2, 11, 19), (13, 2, 3, 4), (2, 1), 2, (1, 2), 1),  # few channels
+    ((2, 6, 9, 17), (24, 2, 3, 3), 1, 1, 1, 3),
 ]
 
 
@@ -86,7 +88,7 @@ def test_kernels(number: int) -> None:
 
 @pytest.mark.parametrize("layout", ["dense", "transposed"])
 @pytest.mark.parametrize("dtype", [f64, f16, bf16], ids=str)
-@pytest.mark.parametrize("case", [CASES[i] for i in (5, 6, 12)])
+@pytest.mark.parametrize("case", [CASES[i] for i in (5, 6, 12, 22)])
 def test_dtypes_and_layouts(case: tuple[Any, ...], dtype: DType, layout: str) -> None:
     for node in nodes_of(case, dtype, layout):
         agree(node)
@@ -148,7 +150,7 @@ def test_order_of_the_sum_of_pairs(channels: int, kernel: tuple[int, int]) -> No
 
 
 @pytest.mark.parametrize("dtype", [f32, bf16], ids=str)
-@pytest.mark.parametrize("case", [CASES[i] for i in (1, 6, 12, 20)])
+@pytest.mark.parametrize("case", [CASES[i] for i in (1, 6, 12, 22)])
 def test_same_bits_for_threads_and_layouts(case: tuple[Any, ...], dtype: DType) -> None:
     def bits(layout: str) -> list[bytes]:
         return [compiled(node).tobytes() for node in nodes_of(case, dtype, layout)]

@@ -13,6 +13,8 @@ from tilewright.dtypes import DType
 from tilewright.graph import Shape
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.conv_direct import direct_calls, direct_weight_calls
+from tilewright.ops.conv_narrow import groups_of, narrow_weight_calls
+from tilewright.ops.conv_narrow import suits as narrow_suits
 from tilewright.ops.conv_points import point_calls
 from tilewright.ops.conv_points import suits as points_suit
 from tilewright.ops.conv_rows import row_calls, row_weight_calls, rows_shape, sort_columns_calls
@@ -216,6 +218,10 @@ def weight_gradient_workspace(whole: Geometry, dtype: DType) -> Memory:
         return ()
     if not _tiled(whole):
         return ((wide, (prod(rows_shape(whole)),)),)
+    if narrow_suits(whole):
+        groups = groups_of(whole)[0]
+        weights = whole.groups * whole.outputs * whole.channels * whole.taps
+        return (wide, (prod(rows_shape(whole)),)), (wide, (groups * weights,))
     words, kind = by_images(whole, dtype)
     plan, halo = weight_plan(words, dtype), _halo([whole])
     memory: list[tuple[DType, Shape]] = []
@@ -238,9 +244,11 @@ def weight_gradient_calls(
         return []
     if not _works(whole):
         return direct_weight_calls(whole, source, grad, out)
-    if not _tiled(whole):
+    if not _tiled(whole) or narrow_suits(whole):
         seen = workspace[0].view(rows_shape(whole))
         calls = sort_columns_calls(whole, source, seen)
+        if _tiled(whole):
+            return calls + narrow_weight_calls(whole, seen, grad, out, workspace[1])
         return calls + row_weight_calls(whole, seen, grad, out)
     calls = []
     part, rows = by_images(whole, x.dtype)[0], (0, whole.size[1])
