@@ -201,9 +201,7 @@ class TorchGPT(tn.Module):  # type: ignore[misc, name-defined]
         h = t["wte"](ids) + t["wpe"](torch.arange(ids.shape[1]))
         for b in t["h"]:
             qkv = b["attn"]["c_attn"](b["ln_1"](h))
-            q, k, v = (
-                z.view(*h.shape[:2], 4, 8).transpose(1, 2) for z in qkv.split(32, dim=2)
-            )
+            q, k, v = (z.view(*h.shape[:2], 4, 8).transpose(1, 2) for z in qkv.split(32, dim=2))
             y = TF.scaled_dot_product_attention(q, k, v, is_causal=True)
             h = h + b["attn"]["c_proj"](y.transpose(1, 2).reshape(h.shape))
             h = h + b["mlp"]["c_proj"](TF.gelu(b["mlp"]["c_fc"](b["ln_2"](h))))
@@ -258,9 +256,7 @@ class TorchViT(tn.Module):  # type: ignore[misc, name-defined]
         h = torch.cat([self.cls_token.expand(len(h), -1, -1), h], 1) + self.pos_embed
         for b in self.blocks:
             qkv = b["attn"]["qkv"](b["norm1"](h))
-            q, k, v = (
-                z.reshape(*h.shape[:2], 2, 8).transpose(1, 2) for z in qkv.split(16, dim=2)
-            )
+            q, k, v = (z.reshape(*h.shape[:2], 2, 8).transpose(1, 2) for z in qkv.split(16, dim=2))
             y = TF.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(h.shape)
             h = h + b["attn"]["proj"](y)
             h = h + b["mlp"]["fc2"](TF.gelu(b["mlp"]["fc1"](b["norm2"](h))))

@@ -1,4 +1,4 @@
-"""Layers beside PyTorch's: the same names and shapes, and from the same weights the same numbers."""
+"""Layers beside PyTorch's: the same names, and from the same weights the same numbers."""
 
 from __future__ import annotations
 
