@@ -241,6 +241,18 @@ def test_tokenizers_that_do_not_exist(kind: str, message: str, file: Path, tmp_p
         prepare_text([file], kind, tmp_path, context=16)
 
 
+def test_sequences_from_fasta(tmp_path: Path) -> None:
+    path = tmp_path / "s.fasta"
+    path.write_text("".join(f">p{i}\nMKVLAAGGIC\nMKV\n" for i in range(40)))
+    text = prepare_text([path], "chars", tmp_path, context=16, fasta=True)
+    end = text.tokenizer.eos_id
+    assert end is not None
+    assert text.vocab_size == len(set("MKVLAAGGIC")) + 1
+    assert text.tokenizer.decode(text.train[:13].tolist()) == "MKVLAAGGICMKV"
+    assert text.train[13] == end
+    assert len(text.train) + len(text.validation) == 40 * 14
+
+
 def test_text_that_is_too_short_or_damaged(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     path.write_text("short")
@@ -390,6 +402,25 @@ def test_low_rank_fine_tuning(arch: str, recipe: str, file: Path, tmp_path: Path
         name = "model.layers.0.self_attn.q_proj.weight"
         product = stored[f"{prefix}.lora_B.weight"] @ stored[f"{prefix}.lora_A.weight"]
         np.testing.assert_allclose(merged_q[name], original[name] + 2 * product, atol=1e-6)
+
+
+def test_a_base_in_bfloat16(file: Path, tmp_path: Path) -> None:
+    path = base("llama", "f32", tmp_path)
+    options = LanguageOptions(context=16, batch=4, steps=6, lr=1e-2, warmup=1, precision="bf16")
+    module, results = train_lora(path, [file], options, tmp_path / "run", rank=2, quiet=True)
+    assert all(p.dtype is tilewright.float32 for p in module.parameters())
+    ids = np.arange(24).tolist()
+    with open_gguf(merge_into(path, tmp_path)) as merged:
+        assert merged.tensors["blk.0.attn_q.weight"].type.name == "F32"
+    tuned = logits_of(module, ids)
+    exact = forward.logits(tmp_path / "merged.gguf", ids)
+    assert np.abs(tuned - exact).max() < 0.03 * np.abs(exact).max()
+    assert results["loss"] < 7
+
+
+def merge_into(path: Path, folder: Path) -> Path:
+    merge(path, folder / "run", folder / "merged.gguf")
+    return folder / "merged.gguf"
 
 
 def test_adapters_of_other_kinds_are_refused(tmp_path: Path) -> None:

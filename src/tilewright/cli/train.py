@@ -183,7 +183,10 @@ def llama(
     prompt: Prompt = None,
     quiet: Quiet = False,
 ) -> None:
-    """A llama from text: RMSNorm, SwiGLU, rotary positions, grouped queries."""
+    """A llama from text.
+
+    That is: RMSNorm, SwiGLU, rotary positions, grouped queries.
+    """
     _run(ctx, "run_llama")
 
 
@@ -220,7 +223,10 @@ def mamba(
     prompt: Prompt = None,
     quiet: Quiet = False,
 ) -> None:
-    """A Mamba language model from text: selective state spaces instead of attention."""
+    """A Mamba language model from text.
+
+    It has selective state spaces instead of attention.
+    """
     _run(ctx, "run_mamba")
 
 
@@ -251,7 +257,10 @@ def mnist(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Handwritten digits, by a convolutional network or a vision transformer."""
+    """MNIST's handwritten digits.
+
+    By a convolutional network or a vision transformer.
+    """
     _run(ctx, "run_digits")
 
 
@@ -281,7 +290,10 @@ def autoencoder(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """A convolutional autoencoder; draws what it makes of images it has not seen."""
+    """A convolutional autoencoder.
+
+    Of MNIST or other images; draws what it makes of some that it has not seen.
+    """
     _run(ctx, "run_reconstruction")
 
 
@@ -309,7 +321,10 @@ def lora(
         ),
     ] = None,
     dropout: Dropout = 0.0,
-    context: Context = 256,
+    context: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Tokens of a window.  [default: 256 at most]"),
+    ] = None,
     batch: Batch = 8,
     accumulate: Accumulate = 1,
     steps: Steps = 500,
@@ -329,7 +344,10 @@ def lora(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune a decoder by low-rank adapters, which are saved as PEFT saves them."""
+    """Fine-tune a decoder.
+
+    By low-rank adapters, which are saved as PEFT saves them; see merge.
+    """
     _run(ctx, "run_lora")
 
 
@@ -348,7 +366,7 @@ def merge(
         ),
     ] = "f32",
 ) -> None:
-    """Add an adapter to its model and write the result."""
+    """Add an adapter to its model."""
     from tilewright.train.recipes.lora import merge as write_merged
 
     changed = write_merged(model, adapter, out, stored)

@@ -30,6 +30,7 @@ __all__ = [
     "hugging_face_config",
     "hugging_face_name",
     "metadata_from_hugging_face",
+    "read_config",
     "read_decoder",
     "write_decoder_gguf",
     "write_decoder_safetensors",
@@ -308,6 +309,29 @@ def read_decoder(path: str | os.PathLike[str]) -> DecoderWeights:
     return found
 
 
+def read_config(path: str | os.PathLike[str]) -> DecoderConfig:
+    """What the decoder in ``path`` is made of; no weight is read. Raises as `read_decoder`."""
+    name = os.fspath(path)
+    if os.path.isdir(name):
+        content, where = _read_settings(name)
+        return config_from_metadata(metadata_from_hugging_face(content, where), where)
+    with open_gguf(name) as file:
+        return config_from_metadata(file.metadata, name)
+
+
+def _read_settings(folder: str) -> tuple[dict[str, Any], str]:
+    """The folder's ``config.json`` and its path."""
+    where = os.path.join(folder, "config.json")
+    with open(where, "rb") as file:
+        try:
+            content = json.load(file)
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"is not JSON: {error}", path=where) from None
+    if not isinstance(content, dict):
+        raise FormatError("is not a table", path=where)
+    return content, where
+
+
 def _read_gguf(path: str) -> DecoderWeights:
     with open_gguf(path) as file:
         config = config_from_metadata(file.metadata, path)
@@ -320,14 +344,7 @@ def _read_gguf(path: str) -> DecoderWeights:
 def _read_folder(folder: str) -> DecoderWeights:
     from tilewright.train.recipes.text import read_tokenizer
 
-    where = os.path.join(folder, "config.json")
-    with open(where, "rb") as file:
-        try:
-            content = json.load(file)
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"is not JSON: {error}", path=where) from None
-    if not isinstance(content, dict):
-        raise FormatError("is not a table", path=where)
+    content, where = _read_settings(folder)
     metadata = metadata_from_hugging_face(content, where)
     config = config_from_metadata(metadata, where)
     tokenizer = os.path.join(folder, "tokenizer.json")
@@ -337,9 +354,7 @@ def _read_folder(folder: str) -> DecoderWeights:
     if not os.path.exists(weights):
         weights += ".index.json"
     tensors = {}
-    known = {}
-    for stem, theirs in _NAMES[config.architecture].items():
-        known[theirs] = stem
+    known = {theirs: stem for stem, theirs in _NAMES[config.architecture].items()}
     with open_safetensors(weights) as stored:
         for name, info in stored.tensors.items():
             if _MASKS.fullmatch(name):
@@ -349,7 +364,9 @@ def _read_folder(folder: str) -> DecoderWeights:
                 full = f"transformer.{name}"
             own = _gguf_name(config.architecture, full, known)
             if own is None:
-                raise UnsupportedError(f"{weights}: tensor {name!r} is not a part of {config}")
+                raise UnsupportedError(
+                    f"{weights}: tensor {name!r} is no part of a {config.architecture} model"
+                )
             array = stored.read(name)
             if info.stored == "BF16":
                 array = (array.astype(np.uint32) << 16).view(np.float32)

@@ -18,6 +18,7 @@ from tilewright.nn.transformer import GPT, Llama
 from tilewright.tensor import random
 from tilewright.train.checkpoint import best_checkpoint, list_checkpoints, load_checkpoint
 from tilewright.train.recipes.autoencoder import run_autoencoder
+from tilewright.train.recipes.decoders import read_config
 from tilewright.train.recipes.export import export_decoder, export_module
 from tilewright.train.recipes.gpt import make_gpt
 from tilewright.train.recipes.images import ImageOptions
@@ -318,6 +319,9 @@ def run_reconstruction(settings: Mapping[str, Any], show: Show) -> dict[str, flo
 
 def run_lora(settings: Mapping[str, Any], show: Show) -> dict[str, float]:
     """``tilewright train lora``."""
+    if settings["context"] is None:
+        context = min(256, read_config(settings["model"]).context_length)
+        settings = dict(settings) | {"context": context}
     module, results = train_lora(
         settings["model"],
         settings["data"],
