@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from tests.nn.test_attention_layers import TorchGPT
 from tests.nn.torch_twins import load_from_torch, torch
+from tests.ops.node_calls import with_threads
 
 from tilewright import asarray, nn
+from tilewright.dtypes import DType, bf16, f16
 from tilewright.nn import functional as F
-from tilewright.optim import EMA, AdamW, clip_grad_norm, schedules
+from tilewright.optim import EMA, AdamW, LossScaler, clip_grad_norm, schedules
 from tilewright.tensor import random
 from tilewright.tensor.compiled import compile
 from tilewright.tensor.core import Tensor
@@ -121,3 +124,39 @@ def test_training_follows_pytorch_for_50_steps() -> None:
         torch.set_num_threads(threads)
     assert wanted[-1] < 0.8 * wanted[0]
     np.testing.assert_allclose(losses, wanted, rtol=0, atol=1e-4)
+
+
+def test_training_has_the_same_bits_on_any_number_of_threads() -> None:
+    one, state, _ = with_threads(1, lambda: curve(True, 12))
+    three, other, _ = with_threads(3, lambda: curve(True, 12))
+    assert one == three
+    for a, b in zip(state, other):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(bf16, 0.05), (f16, 0.02)])
+def test_mixed_precision_training_stays_near(dtype: DType, near: float) -> None:
+    """16-bit products with f32 masters; f16 with its losses scaled."""
+
+    def trained(mixed: bool) -> list[float]:
+        random.seed(5)
+        model = nn.GPT(nn.GPTConfig(len(VOCABULARY), 16, 2, 2, 32))
+        optimizer, scaler = AdamW(model.named_parameters(), 3e-3), LossScaler(1024.0)
+
+        def step(ids: Tensor, targets: Tensor) -> Tensor:
+            optimizer.zero_grad()
+            with nn.autocast(dtype, enabled=mixed):
+                loss = F.cross_entropy(model(ids), targets)
+            scaler.scale(loss).backward()
+            scaler.unscale(optimizer.params)
+            clip_grad_norm(optimizer.params, 1.0)
+            scaler.step(optimizer)
+            return loss
+
+        go = compile(step)
+        return [go(*map(asarray, batch(i, 8, 16))).item() for i in range(40)]
+
+    exact, mixed = trained(False), trained(True)
+    assert exact != mixed
+    assert exact[-1] < 0.8 * exact[0]
+    np.testing.assert_allclose(mixed, exact, atol=near)
