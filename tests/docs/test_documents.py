@@ -19,7 +19,7 @@ DOCUMENTS = {
     "docs/heart.md": 7,
     "docs/kernels.md": 12,
     "docs/tensors.md": 10,
-    "docs/training.md": 24,
+    "docs/training.md": 22,
 }
 COMMANDS = {"docs/training.md"}
 
