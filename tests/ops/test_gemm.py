@@ -14,7 +14,7 @@ from tests.ops.gradcheck import check_gradient, compiled, data, referenced, stri
 from tilewright.dtypes import DType, bf16, f16, f32, f64, from_float32, i8, i32, to_float32, u16
 from tilewright.errors import ShapeError
 from tilewright.graph import Node
-from tilewright.ops import table
+from tilewright.ops import gemm_calls, table
 from tilewright.ops.elementwise import cast
 from tilewright.ops.gemm import bmm
 from tilewright.runtime.buffers import Buffer, empty, from_array
@@ -151,9 +151,22 @@ def test_one_operand_may_be_bf16_already() -> None:
     assert np.abs(launched(node) - referenced([node])[0]).max() < 1e-5
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([f32, f32, bf16]), st.booleans())
 def test_strides_and_batches(seed: int, dtype: DType, padded: bool) -> None:
+    check_strides_and_batches(seed, dtype, padded)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([f32, f32, bf16]), st.booleans())
+def test_strides_and_batches_by_the_other_kernels(seed: int, dtype: DType, padded: bool) -> None:
+    """The same sizes by the kernels that are meant for larger ones: the same bits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gemm_calls, "_SMALL", -1)
+        check_strides_and_batches(seed, dtype, padded)
+
+
+def check_strides_and_batches(seed: int, dtype: DType, padded: bool) -> None:
     rng = np.random.default_rng(seed)
     m, k, n = (int(rng.choice([1, 2, 17, 40])) for _ in range(3))
     batch = tuple(int(rng.choice([1, 2, 3])) for _ in range(rng.integers(0, 4)))
@@ -222,7 +235,12 @@ def test_another_machine_has_the_same_bits(dtype: DType, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("dtype", [f32, bf16, i8], ids=str)
 @pytest.mark.parametrize("turn", [False, True])
-def test_interpreter_agrees(dtype: DType, turn: bool) -> None:
+@pytest.mark.parametrize("small", [True, False])
+def test_interpreter_agrees(
+    dtype: DType, turn: bool, small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not small:
+        monkeypatch.setattr(gemm_calls, "_SMALL", -1)
     rng = np.random.default_rng(0)
     a, b = random(rng, dtype, 9, 20), random(rng, dtype, 20, 6)
     leaves = [data(x, dtype) for x in (a, b)]
@@ -256,6 +274,29 @@ def test_negative_zero_is_kept_where_k_is_padded() -> None:
         got = launched(bmm(data(left), data(right)))
         assert np.array_equal(np.signbit(got), np.signbit(in_order(a, b)))
         assert np.signbit(got).all()
+
+
+def test_small_products_share_kernels() -> None:
+    """Per dtype one kernel where the rows of b are in one piece and one where they are not."""
+    rng = np.random.default_rng(0)
+    seen = set()
+    entry = table.get("bmm")
+    assert entry.calls is not None
+    assert entry.workspace is not None
+    for _ in range(200):
+        dtype = [f32, f64][rng.integers(2)]
+        m, k, n = (int(x) for x in rng.integers(0, 10, 3))
+        batch = tuple(int(x) for x in rng.integers(0, 4, rng.integers(0, 3)))
+        a, b = rng.standard_normal((*batch, m, k)), rng.standard_normal((*batch[1:], k, n))
+        a, b = (x.astype(dtype.storage) for x in (a, b))
+        a, b = (turned(x) if rng.integers(2) else x for x in (a, b))
+        node = bmm(data(a, dtype), data(b, dtype))
+        out = empty(dtype, node.shape)
+        assert not entry.workspace(node)
+        for call in entry.calls(node, [i.value for i in node.inputs], out, []):
+            seen.add((call.kernel.name, call.kernel.signature(call.args, call.consts)))
+    assert len(seen) <= 4
+    assert {name for name, _ in seen} == {"gemm_small"}
 
 
 def bias_and_residual(acc, i, j, extras):  # type: ignore[no-untyped-def]

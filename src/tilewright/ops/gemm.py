@@ -13,7 +13,7 @@ from tilewright.dtypes import DType, bf16, boolean, f16, f32, from_float32, to_f
 from tilewright.errors import ShapeError
 from tilewright.graph import Node, Shape, shape_of
 from tilewright.ops.calls import KernelCall
-from tilewright.ops.gemm_calls import Plan, plan_product, product_calls, workspace_of
+from tilewright.ops.gemm_calls import Plan, is_small, plan_product, product_calls, workspace_of
 from tilewright.ops.table import OpDef, make, register
 from tilewright.ops.views import permute, sum_to
 
@@ -107,7 +107,11 @@ def _is_turned(node: Node) -> bool:
     m, n, k = _sizes(node)
     if node.attrs.get("epilogue") is not None or m < 2 * n:
         return False
-    return n == 1 or (16 < n < 96 and n % 16 != 0 and k > 2 * m)
+    if n == 1:
+        return True
+    a, b = node.inputs[:2]
+    wasteful = 16 < n < 96 and n % 16 != 0 and k > 2 * m
+    return wasteful and not is_small(m, k, n, (a.dtype, b.dtype))
 
 
 def _sizes(node: Node) -> tuple[int, int, int]:
@@ -125,7 +129,8 @@ def _plan(node: Node) -> Plan:
     dtypes = (a.dtype, b.dtype, node.dtype)
     plan = plan_product(m, k, n, batch, dtypes, node.attrs.get("compute"))
     # Columns of the output would be read and written again for every chunk.
-    return replace(plan, keep_sums=plan.chunks > 1) if _is_turned(node) else plan
+    keep_sums = plan.chunks > 1 and not plan.small
+    return replace(plan, keep_sums=keep_sums) if _is_turned(node) else plan
 
 
 def _workspace(node: Node) -> Sequence[tuple[DType, Shape]]:

@@ -14,17 +14,26 @@ from typing import Any
 from tilewright.dtypes import DType, bf16, f32, f64, i32, i64, u32, u64
 from tilewright.graph import Shape
 from tilewright.ops.calls import KernelCall
-from tilewright.ops.gemm_kernels import PANEL, ROWS, gemm_blocked, gemm_direct, pack_panels
+from tilewright.ops.gemm_kernels import (
+    PANEL,
+    ROWS,
+    gemm_blocked,
+    gemm_direct,
+    gemm_small,
+    pack_panels,
+)
 from tilewright.ops.quantized import no_epilogue
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import default_pool
 
-__all__ = ["Plan", "plan_product", "product_calls", "split_batches", "workspace_of"]
+__all__ = ["Plan", "is_small", "plan_product", "product_calls", "split_batches", "workspace_of"]
 
 _MOST_PANELS = 1 << 15  # per program: the kernel takes a u16
 _COPY = 8  # copying an element costs as much as so many multiply-adds
 _MAX_CHUNK = 400  # words of k: a block's rows are copied, a panel's words wait in the L1 cache
-_SMALL = 64**3  # multiply-adds that are not worth packing
+_SMALL = 64**3  # multiply-adds, per matrix, that are worth neither packing nor compiling for...
+_RARE = 4  # ...so many times more in dtypes that are met rarely
+_WORTH = 1 << 18  # multiply-adds that are worth handing to another thread
 _FEW_ROWS = 16  # rows over which packing b would not pay
 _PACK_FIRST_ROWS = 512  # rows from which b is packed once for all of them...
 _PACK_FIRST_BYTES = 8 << 20  # ...if it then stays in the last cache; twice the rows: anyway
@@ -44,6 +53,7 @@ class Plan:
         panels: per program.
         pack_first: ``b`` is packed by a launch of its own.
         keep_sums: the output cannot hold sums between chunks.
+        small: so little work that the kernel with the least code does it.
     """
 
     m: int
@@ -59,6 +69,7 @@ class Plan:
     panels: int
     pack_first: bool
     keep_sums: bool
+    small: bool
 
     @property
     def all_panels(self) -> int:
@@ -79,12 +90,13 @@ def plan_product(
     chunk, chunks = _cut(max(words, 1))
     packed_bytes = chunk * chunks * n * word.nbytes
     fits = packed_bytes <= _PACK_FIRST_BYTES or m >= 2 * _PACK_FIRST_ROWS
-    pack_first = batch == 1 and m >= _PACK_FIRST_ROWS and fits
+    small = is_small(m, k, n, dtypes)
+    pack_first = batch == 1 and m >= _PACK_FIRST_ROWS and fits and not small
     most = (256 if pack_first else 384) * 4 // accumulate.nbytes
     rows, panels = _blocks(m, n, batch, most, panel)
     return Plan(
         m, k, n, accumulate, word, rows, min(ROWS, rows), chunk, chunks, panel, panels,
-        pack_first, chunks > 1 and dtypes[2] is not accumulate,
+        pack_first, chunks > 1 and dtypes[2] is not accumulate and not small, small,
     )  # fmt: skip
 
 
@@ -135,6 +147,17 @@ def _round_up(n: int, to: int) -> int:
     return -(-n // to) * to
 
 
+def is_small(m: int, k: int, n: int, dtypes: Sequence[DType]) -> bool:
+    """Whether compiling for a product would cost more than it ever saves; dtypes of a and b."""
+    most = _SMALL if {f32, bf16}.issuperset(dtypes[:2]) else _SMALL * _RARE
+    return _round_up(m, 4) * n * k <= most  # rows are taken four at a time
+
+
+def _power_of_two(n: int) -> int:
+    """The least that is not below ``n``."""
+    return 1 << (n - 1).bit_length()
+
+
 def workspace_of(plan: Plan, batch: Sequence[int]) -> list[tuple[DType, Shape]]:
     """The temporary buffers :func:`product_calls` wants, in order."""
     needed: list[tuple[DType, Shape]] = []
@@ -167,18 +190,47 @@ def product_calls(
     sums = spare.pop(0) if plan.keep_sums else y
     calls: list[KernelCall] = []
     for one, two, out, between in split_batches(a, b, y, sums):
-        if _is_direct(plan, two):
+        if plan.small:
+            calls.append(_small_call(plan, one, two, out, epilogue, extras))
+        elif _is_direct(plan, two):
             calls.append(_direct_call(plan, one, two, out, epilogue, extras))
         else:
             calls += _blocked_calls(plan, one, two, out, between, packed, epilogue, extras)
     return calls
 
 
+def _small_call(
+    plan: Plan,
+    a: Buffer,
+    b: Buffer,
+    y: Buffer,
+    epilogue: Callable[..., Any] | None,
+    extras: Sequence[Buffer],
+) -> KernelCall:
+    """Constants depend on dtypes and on whether b's rows are in one piece: else it is gathered,
+    which more rows of a have to pay for."""
+    gathered = b.strides[-1] != 1 and plan.n > 1
+    wide = plan.accumulate.bits == 64
+    rows = 8 if gathered and not wide else 4
+    columns = 16 if gathered or wide else 32
+    consts = {
+        "MT": rows,
+        "NT": columns,
+        "ACC": plan.accumulate,
+        "PAIRS": plan.word is u32,
+        "epilogue": epilogue or no_epilogue,
+    }
+    a = a.view((*a.shape, 1), (*a.strides, 1)).fix(4)
+    grid = (-(-plan.n // columns), -(-plan.m // rows), y.shape[0] * y.shape[1])
+    smallest = max(1, _WORTH // (rows * columns * max(plan.k, 1)))
+    return KernelCall(gemm_small, grid, (a, b, y, tuple(extras)), consts, smallest)
+
+
 def _is_direct(plan: Plan, b: Buffer) -> bool:
     """Whether b's rows can be read where they are, and copying would not pay."""
     if b.strides[-1] != 1 and plan.n > 1:
         return False
-    return plan.m <= _FEW_ROWS or plan.m * plan.n * plan.k <= _SMALL
+    return plan.m <= _FEW_ROWS
 
 
 def _direct_call(
@@ -189,7 +241,7 @@ def _direct_call(
     epilogue: Callable[..., Any] | None,
     extras: Sequence[Buffer],
 ) -> KernelCall:
-    rows = -(-plan.m // -(-plan.m // ROWS))
+    rows = _power_of_two(-(-plan.m // -(-plan.m // ROWS)))  # few sizes: each is compiled
     columns = plan.panel // 2 if plan.n <= plan.panel // 2 else plan.panel
     if plan.m == 1 and plan.n >= 8 * columns:
         columns *= 2
