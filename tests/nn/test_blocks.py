@@ -278,6 +278,8 @@ def test_modes_freezing_dtypes_and_functions_of_modules() -> None:
     assert model[0].weight.requires_grad
     assert not model[3].running_mean.requires_grad
     assert str(model[3].num_batches_tracked.dtype) == "i64"
+    rotary = nn.RotaryEmbedding(4, 4).to(bf16)
+    assert rotary._cos.dtype is f32  # angles keep their digits
     model[0].requires_grad_(False)
     assert len(model.parameters()) == 2
     listed = nn.ModuleList([nn.Linear(1, 1)])

@@ -122,15 +122,17 @@ class Module:
         return self
 
     def to(self: Self, dtype: Any) -> Self:
-        """Give every floating-point tensor another dtype; returns the module.
+        """Give every floating-point tensor that is saved another dtype; returns the module.
 
-        The tensors are new ones: make optimisers afterwards.
+        The tensors are new ones: make optimisers afterwards. Private ones (tables of angles) stay.
         """
         kind = as_dtype(dtype)
         made: dict[int, Tensor] = {}
         for module in self.modules():
             for name, tensor in list(vars(module).items()):
-                if isinstance(tensor, Tensor) and tensor.dtype.is_float:
+                if not isinstance(tensor, Tensor) or name.startswith("_"):
+                    continue
+                if tensor.dtype.is_float:
                     if id(tensor) not in made:
                         made[id(tensor)] = _cast(tensor, kind)
                     setattr(module, name, made[id(tensor)])
