@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -55,26 +56,33 @@ def _out_dtype(a: Node, b: Node) -> DType:
 
 def _infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:
     a, b = inputs[:2]
-    got = f"{a.dtype}{shape_of(a.shape)} and {b.dtype}{shape_of(b.shape)}"
-    if len(a.shape) < 2 or len(b.shape) < 2 or a.shape[-1] != b.shape[-2]:
+    compute, out_dtype = attrs.get("compute"), attrs.get("out_dtype")
+    return _inferred(a.shape, a.dtype, b.shape, b.dtype, compute, out_dtype)
+
+
+@lru_cache(maxsize=1024)
+def _inferred(
+    a: Shape, a_dtype: DType, b: Shape, b_dtype: DType, compute: Any, out_dtype: Any
+) -> tuple[Shape, DType]:
+    got = f"{a_dtype}{shape_of(a)} and {b_dtype}{shape_of(b)}"
+    if len(a) < 2 or len(b) < 2 or a[-1] != b[-2]:
         raise ShapeError(f"bmm wants a (..., m, k) and b (..., k, n), got {got}")
-    mixed = attrs.get("compute") is bf16 and {a.dtype, b.dtype} <= {f32, bf16}
-    if (a.dtype is not b.dtype and not mixed) or boolean in (a.dtype, b.dtype):
+    mixed = compute is bf16 and {a_dtype, b_dtype} <= {f32, bf16}
+    if (a_dtype is not b_dtype and not mixed) or boolean in (a_dtype, b_dtype):
         raise ShapeError(f"bmm wants two arrays of one numeric dtype, got {got}: cast one")
-    if attrs.get("compute") not in (None, bf16) or (attrs.get("compute") and not mixed):
-        raise ShapeError(
-            f"bmm: compute={attrs['compute']} wants f32 or bf16 operands and bf16, got {got}"
-        )
+    if compute not in (None, bf16) or (compute and not mixed):
+        raise ShapeError(f"bmm: compute={compute} wants f32 or bf16 operands and bf16, got {got}")
     try:
-        batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])  # type: ignore[arg-type]
+        batch = np.broadcast_shapes(a[:-2], b[:-2])  # type: ignore[arg-type]
     except ValueError:
         raise ShapeError(f"bmm: the batch axes do not broadcast, got {got}") from None
-    dtype = attrs.get("out_dtype") or _out_dtype(a, b)
-    if dtype is not _out_dtype(a, b) and not (
-        dtype in (f32, f16, bf16) and {a.dtype, b.dtype} <= {f32, f16, bf16}
+    plain = a_dtype if a_dtype is b_dtype else f32
+    dtype = out_dtype or plain
+    if dtype is not plain and not (
+        dtype in (f32, f16, bf16) and {a_dtype, b_dtype} <= {f32, f16, bf16}
     ):
         raise ShapeError(f"bmm: out_dtype={dtype} does not go with {got}")
-    return (*batch, a.shape[-2], b.shape[-1]), dtype
+    return (*batch, a[-2], b[-1]), dtype
 
 
 def _reference(
