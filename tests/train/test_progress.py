@@ -30,7 +30,7 @@ def test_lines_in_a_pipe() -> None:
             clock.now += 1
             progress.update(step, tokens=2000, loss=4.0 / step, lr=3e-4)
     lines = out.getvalue().splitlines()
-    assert lines[0] == "step  1/40  loss 4.0000  lr 3.00e-04  2k tok/s  ETA 0:39"
+    assert lines[0] == "step  1/40  loss 4.0000  lr 3.00e-04"
     assert lines[1] == "step 11/40  loss 0.3636  lr 3.00e-04  2k tok/s  ETA 0:29"
     assert lines[-1] == "step 40/40  loss 0.1000  lr 3.00e-04  2k tok/s  done"
     assert len(lines) == 5
@@ -47,9 +47,21 @@ def test_one_line_on_a_terminal() -> None:
         progress.note("saved")
     text = out.getvalue()
     assert 7 <= text.count("\r") <= 12  # at most ten a second, and the note's two
-    assert "step  501/1000  loss 1.00e-04  20 step/s  ETA 0:25" in text
+    assert "step  501/1000  loss 1.00e-04\x1b" in text
+    assert "step  504/1000  loss 1.00e-04  20 step/s  ETA 0:25" in text
     assert "\r\x1b[Ksaved\n\rstep" in text
     assert text.endswith("\n")
+
+
+def test_the_first_step_which_compiles_does_not_count_for_the_speed() -> None:
+    clock, out = Clock(), io.StringIO()
+    with Progress(100, stream=out, every_s=0, clock=clock) as progress:
+        for step in range(1, 4):
+            clock.now += 30 if step == 1 else 0.5
+            progress.update(step, tokens=100)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "step   1/100"
+    assert lines[2] == "step   3/100  200 tok/s  ETA 0:48"
 
 
 def test_speed_follows_the_last_seconds() -> None:

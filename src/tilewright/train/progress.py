@@ -56,6 +56,7 @@ class Progress:
         self._dirty = False
         # (time, step, tokens so far) of the last seconds: what speed and time left come from
         self._window: deque[tuple[float, int, int]] = deque([(clock(), done, 0)])
+        self._compiling = True  # the first step of a sitting says nothing about the others
         self._tokens = 0
         self._line = ""
 
@@ -67,6 +68,9 @@ class Progress:
         now = self._clock()
         self._tokens += tokens
         self._window.append((now, step, self._tokens))
+        if self._compiling and len(self._window) > 2:
+            self._window.popleft()
+            self._compiling = False
         while len(self._window) > 2 and now - self._window[1][0] > _SPEED_WINDOW_S:
             self._window.popleft()
         if now - self._shown < self._every and step < self._total:
@@ -86,7 +90,7 @@ class Progress:
 
     def _speed(self, now: float, step: int) -> list[str]:
         begin, first, _ = self._window[0]
-        if now <= begin or step <= first:
+        if now <= begin or step <= first or (self._compiling and step < self._total):
             return []
         per_s = (step - first) / (now - begin)
         speed = f"{per_s:.3g} step/s"
