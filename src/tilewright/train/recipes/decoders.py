@@ -180,13 +180,23 @@ def decoder_metadata(config: DecoderConfig, name: str) -> dict[str, Any]:
     }
 
 
-def hugging_face_config(config: DecoderConfig, *, tied: bool) -> dict[str, Any]:
-    """The ``config.json`` that Hugging Face's transformers want beside the weights."""
+def hugging_face_config(
+    config: DecoderConfig, metadata: Mapping[str, Any], *, tied: bool
+) -> dict[str, Any]:
+    """The ``config.json`` that Hugging Face's transformers want beside the weights.
+
+    ``metadata`` says which tokens begin and end texts.
+    """
+    ends = {
+        f"{role}_token_id": metadata.get(f"tokenizer.ggml.{role}_token_id")
+        for role in ("bos", "eos")
+    }
     common = {
         "model_type": config.architecture,
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": tied,
         "torch_dtype": "float32",
+        **{key: None if value is None else int(value) for key, value in ends.items()},
     }
     if config.architecture == "gpt2":
         return {
@@ -456,6 +466,8 @@ def write_decoder_safetensors(path: str | os.PathLike[str], weights: DecoderWeig
         for name, array in weights.tensors.items()
     }
     write_safetensors(path, tensors, {"format": "pt"})
-    content = hugging_face_config(config, tied="output.weight" not in weights.tensors)
+    content = hugging_face_config(
+        config, weights.metadata, tied="output.weight" not in weights.tensors
+    )
     with atomic_file(os.path.join(os.path.dirname(os.fspath(path)), "config.json")) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
