@@ -184,11 +184,13 @@ def compare_gpt(args: argparse.Namespace) -> None:
 
 def measure_mnist(args: argparse.Namespace) -> None:
     """Accuracy and time of a recipe."""
-    from tilewright.train.recipes.images import ImageOptions
-    from tilewright.train.recipes.mnist import run_mnist
+    from dataclasses import replace
 
-    epochs, lr = (8, 3e-3) if args.model == "cnn" else (30, 2e-3)
-    options = ImageOptions(epochs=args.epochs or epochs, lr=lr, clip=1.0, seed=args.seed)
+    from tilewright.train.recipes.mnist import mnist_options, run_mnist
+
+    options = replace(mnist_options(args.model), seed=args.seed)
+    if args.epochs:
+        options = replace(options, epochs=args.epochs)
     with tempfile.TemporaryDirectory() as folder:
         begin, cpu = time.perf_counter(), time.process_time()
         _, results = run_mnist(args.data, options, folder, model=args.model)

@@ -239,14 +239,19 @@ def mnist(
         int | None,
         typer.Option(metavar="N", min=1, help="Of the network.  [default: 16 (cnn), 64 (vit)]"),
     ] = None,
-    batch: Batch = 100,
+    batch: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Images of a batch.  [default: 100 (cnn), 50 (vit)]"),
+    ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="[default: 8 (cnn), 30 (vit)]"),
+        typer.Option(metavar="N", min=1, help="[default: 8 (cnn), 20 (vit)]"),
     ] = None,
     lr: Annotated[
         float | None,
-        typer.Option("--lr", metavar="LR", help="At its highest.  [default: 3e-3 (cnn), 2e-3]"),
+        typer.Option(
+            "--lr", metavar="LR", help="At its highest.  [default: 3e-3 (cnn), 2e-3 (vit)]"
+        ),
     ] = None,
     weight_decay: Decay = 0.01,
     clip: Clip = 1.0,

@@ -26,7 +26,7 @@ from tilewright.train.recipes.language import LanguageOptions, sample, train_lan
 from tilewright.train.recipes.llama import make_llama
 from tilewright.train.recipes.lora import train_lora
 from tilewright.train.recipes.mamba import make_mamba
-from tilewright.train.recipes.mnist import run_mnist
+from tilewright.train.recipes.mnist import mnist_options, run_mnist
 from tilewright.train.recipes.text import TextData, prepare_text, reopen_text
 
 __all__ = [
@@ -281,9 +281,8 @@ def _image_options(settings: Mapping[str, Any]) -> ImageOptions:
 
 def run_digits(settings: Mapping[str, Any], show: Show) -> dict[str, float]:
     """``tilewright train mnist``."""
-    small = settings["model"] == "vit"
-    defaults = {"epochs": 30 if small else 8, "lr": 2e-3 if small else 3e-3}
-    settings = dict(settings) | {k: v for k, v in defaults.items() if settings[k] is None}
+    defaults = asdict(mnist_options(settings["model"]))
+    settings = {k: defaults.get(k) if v is None else v for k, v in settings.items()}
     begin = time.monotonic()
     _, results = run_mnist(
         settings["data"],
