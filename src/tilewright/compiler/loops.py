@@ -240,9 +240,11 @@ class _Kernel(Walk):
         after: list[str] = []
         for k, node in enumerate(reductions):
             self._reduction(node, f"a{level}_{k}", before, after)
-        for name, operand, out in stores:
-            value = self._stored(out, operand)
-            self.inner.append(f"{name}[{self._index(operand)}] = {value}")
+        # all is read before anything is written: a result may lie over what others are made of
+        self.inner += [
+            f"{name}[{self._index(operand)}] = {value}"
+            for name, operand, value in [(n, o, self._stored(out, o)) for n, o, out in stores]
+        ]
         headers, indent = self._loops()
         if self.lane_reduced and reductions:
             size = self._size(self.axes[-1])
@@ -258,11 +260,12 @@ class _Kernel(Walk):
                 self.blocks.add(name)
 
     def _store_outer(self) -> None:
-        for (name, operand), out in zip(self.results, self.outputs):
-            m = self.group.maps[out]
-            if self._in_loop(m) and not self.split:
-                continue
-            value = self._stored(out, operand)
+        stores = [
+            (name, operand, self._stored(out, operand))
+            for (name, operand), out in zip(self.results, self.outputs)
+            if self.split or not self._in_loop(self.group.maps[out])
+        ]
+        for name, operand, value in stores:
             self.body.append(f"    {name}[{self._index(operand, True)}] = {value}")
 
     def _stored(self, out: Node, operand: Operand) -> str:

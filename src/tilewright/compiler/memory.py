@@ -7,11 +7,11 @@ first among those that start earliest, and aligned to 64 bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeGuard
 
-from tilewright.compiler.fusion import Group
+from tilewright.compiler.walk import Walk
 from tilewright.graph import Graph, Node, upper_bound
 from tilewright.ops import table
 from tilewright.ops.calls import KernelCall
@@ -110,36 +110,29 @@ def flat_arguments(args: Sequence[Any]) -> list[Any]:
     return flat
 
 
-def reads_before_writing(
-    call: KernelCall,
-    group: Group | None,
-    buffers: Mapping[Node, Buffer],
-    old: Buffer,
-    new: Buffer,
-) -> bool:
-    """Whether ``call`` may write ``new`` over the ``old`` that it reads.
+def reads_before_writing(walk: Walk, old: Buffer, new: Buffer) -> bool:
+    """Whether a generated kernel may write ``new`` over the ``old`` that it reads.
 
-    True of generated kernels (``group`` says which nodes they compute) that read each element where
-    they write it. A kernel that reduces walks its domain several times and computes anew what it
-    needs, while results of the whole domain are stored as soon as they are known: not those.
+    True of those that read each element where they write it and nowhere else. A kernel that reduces
+    walks its domain several times and computes anew what it needs, while results of the whole
+    domain are stored as soon as they are known: not those.
     """
-    if group is None:
+    group = walk.group
+    stored = [
+        (out, place)
+        for out, (_, place) in zip(walk.outputs, walk.results)
+        if place.buffer.pointer == new.pointer
+    ]
+    if len(stored) != 1:
         return False
-    for member in group.members:
-        lies = buffers.get(member)
-        if lies is not None and lies.pointer == new.pointer:
-            if group.reduced is not None and group.is_full(group.maps[member]):
-                return False
-            break
-    else:
+    ((out, place),) = stored
+    if group.reduced is not None and group.is_full(group.maps[out]):
         return False
-    args = [a for a in flat_arguments(call.args) if isinstance(a, Buffer)]
-    written = [a for a in args if a.pointer == new.pointer]
     return all(
-        (arg.pointer, arg.shape, arg.strides) == (old.pointer, place.shape, place.strides)
-        for arg in args
-        if arg.pointer >> OFFSET_BITS == old.pointer >> OFFSET_BITS
-        for place in written
+        (read.buffer.pointer, read.buffer.dtype, read.strides)
+        == (old.pointer, old.dtype, place.strides)
+        for _, read in walk.operands.values()
+        if read.buffer.pointer >> OFFSET_BITS == old.pointer >> OFFSET_BITS
     )
 
 

@@ -11,18 +11,14 @@ from __future__ import annotations
 import heapq
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
-from tilewright.compiler.fusion import (
-    Group,
-    is_transparent,
-    partition,
-    pending,
-)
+from tilewright.compiler.fusion import Group, is_transparent, partition, pending
 from tilewright.compiler.loops import Scalar, loop_calls, split_workspace
 from tilewright.compiler.memory import (
     OFFSET_BITS,
@@ -31,6 +27,7 @@ from tilewright.compiler.memory import (
     flat_arguments,
     reads_before_writing,
 )
+from tilewright.compiler.walk import Walk
 from tilewright.dtypes import DType, bf16, boolean, f16, f32, f64, from_float32, to_float32
 from tilewright.errors import UnsupportedError
 from tilewright.graph import Node, data_node
@@ -300,7 +297,7 @@ class _Builder:
         self.storages: list[_Storage] = []
         self.buffers: dict[Node, Buffer] = {}
         self.calls: list[KernelCall | _HostCall] = []
-        self.generated: dict[int, Group] = {}  # by id of the call of a generated kernel
+        self.generated: dict[int, Callable[[], Walk]] = {}  # by id of a generated kernel's call
         self.leaves: list[Node] = []
         for node in order:
             if node.value is not None:
@@ -523,7 +520,8 @@ class _Builder:
         made = loop_calls(group, outputs, reads, self.cheap, workspace)
         self.calls += made
         if not group.closed:
-            self.generated |= {id(call): group for call in made}
+            walk = partial(Walk, group, outputs, reads, self.cheap)
+            self.generated |= {id(call): walk for call in made}
 
     def _emit_pieces(self, node: Node) -> None:
         """Pads and concatenations: copies into parts of the result."""
@@ -568,16 +566,18 @@ class _Builder:
         storage = self.storages[(new.pointer >> _SHIFT) - 1]
         if storage.kind != "output" or new.pointer != storage.base or ours.last > storage.first:
             return False
+        if any(out.place == ours.number for out in self.outputs):  # a view of the old value
+            return False
         if (old.shape, old.strides, old.dtype) != (new.shape, new.strides, new.dtype):
             return False
         if ours.last == storage.first:  # the kernel that writes reads too
             call = self.calls[storage.first]
             if copies(call, old, new):  # what comes then changes some of it, as rows of a table
                 self.calls[storage.first] = replace(call, grid=(0,))
-            elif not isinstance(call, KernelCall) or not reads_before_writing(
-                call, self.generated.get(id(call)), self.buffers, old, new
-            ):
-                return False
+            else:
+                walk = self.generated.get(id(call))
+                if walk is None or not reads_before_writing(walk(), old, new):
+                    return False
         storage.kind, storage.over = "alias", ours.number
         return True
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.compiler.realize import realize as realize_nodes
 from tilewright.errors import ShapeError
 from tilewright.ops import views
 from tilewright.ops.unique_rows import unique_rows
@@ -45,7 +46,7 @@ def _parts(grad: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
 
 def _sparse(rows: SparseRows, n: int) -> Tensor:
     if mode.trace is None:
-        realize(Tensor(rows.ids), Tensor(rows.rows))
+        realize_nodes([rows.ids, rows.rows])
     return Tensor(sparse_node(rows.ids, rows.rows, n))
 
 

@@ -12,7 +12,10 @@ them earlier stay what they were.
 from __future__ import annotations
 
 import functools
+import gc
+import itertools
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
@@ -63,6 +66,9 @@ class Compiled:
     def __init__(self, fn: Callable[..., Any]) -> None:
         self._fn = fn
         self._entries: dict[Any, list[_Entry]] = {}
+        self._outside: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # by id; with a number
+        self._count = itertools.count()
+        self._lock = threading.RLock()  # programs have memory of their own, for one run at a time
         functools.update_wrapper(self, fn)
 
     @property
@@ -72,6 +78,10 @@ class Compiled:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if mode.trace is not None:
             return self._fn(*args, **kwargs)
+        with self._lock:
+            return self._call(args, kwargs)
+
+    def _call(self, args: Any, kwargs: Any) -> Any:
         tensors: list[Tensor] = []
         modes = mode.grad, mode.autocast
         key = (id(default_pool()), modes, _describe(args, tensors), _describe(kwargs, tensors))
@@ -79,9 +89,10 @@ class Compiled:
         if lazy:
             realize(*lazy)
         layouts = tuple([(t.node.value.strides, t.node.dtype) for t in tensors])
-        entries = self._entries.setdefault((key, layouts), [])
+        known = self._known(tensors)
+        entries = self._entries.setdefault((key, layouts, known), [])
         for entry in list(entries):
-            if entry.holds():
+            if entry.holds(tensors):
                 try:
                     return entry.run(tensors)
                 except _StaleError:
@@ -92,9 +103,25 @@ class Compiled:
                 "dtype or value at every call. Pass numbers that change as tensors, and pad or "
                 "bucket sizes that change"
             )
-        entry = _Tracer(self._fn).trace(args, kwargs, tensors)
+        entry = _Tracer(self._fn, known).trace(args, kwargs, tensors)
+        for ref in entry.outside():
+            tensor = ref()
+            if tensor is not None and self._number(tensor) < 0:
+                self._outside[id(tensor)] = ref, next(self._count)
+        if self._known(tensors) != known:  # an argument is also used from outside
+            return self._call(args, kwargs)
         entries.append(entry)
         return entry.run(tensors)
+
+    def _number(self, tensor: Tensor) -> int:
+        """Which of the tensors that the function uses from outside; -1 if it is none."""
+        found = self._outside.get(id(tensor))
+        return found[1] if found is not None and found[0]() is tensor else -1
+
+    def _known(self, tensors: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
+        """For each argument where it came first, and its number among tensors from outside."""
+        first: dict[int, int] = {}
+        return tuple([(first.setdefault(id(t), i), self._number(t)) for i, t in enumerate(tensors)])
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
@@ -136,16 +163,33 @@ class _Root(NamedTuple):
 class _Grad(NamedTuple):
     """The gradient that a tensor has when the function is called."""
 
-    tensor: weakref.ref[Tensor]
+    tensor: _Holder
+
+
+_Holder = int | weakref.ref[Tensor]
+"""A tensor: which argument, or one outside."""
+
+
+def _held(holder: _Holder, tensors: Sequence[Tensor]) -> Tensor:
+    tensor = tensors[holder] if isinstance(holder, int) else holder()
+    if tensor is None:
+        raise TraceError(
+            "a tensor that the compiled function uses from outside no longer exists: keep it, and "
+            "assign() to it instead of putting another in its place"
+        )
+    return tensor
 
 
 class _Tracer:
     """Runs a function once without values, and makes a program of what it did."""
 
-    def __init__(self, fn: Callable[..., Any]) -> None:
+    def __init__(self, fn: Callable[..., Any], known: Sequence[tuple[int, int]]) -> None:
         self.fn = fn
+        self.known = known
+        self.stand_ins: dict[Tensor, int] = {}
         self.assigned: dict[Tensor, tuple[Node, int]] = {}
         self.graded: dict[Tensor, Tensor | None] = {}
+        self.flags: dict[int, tuple[Any, bool | None]] = {}  # by id; None: set here
 
     # what tensors report while they are traced
 
@@ -157,22 +201,50 @@ class _Tracer:
         """The ``grad`` of ``tensor`` is about to be replaced."""
         self.graded.setdefault(tensor, tensor.grad)
 
+    def record_flag(self, owner: Any, value: bool | None) -> None:
+        """The mode of a module was looked at (the value), or is about to be set (None)."""
+        self.flags.setdefault(id(owner), (owner, value))
+
     def trace(self, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> _Entry:
-        placed = []
-        for t in tensors:
+        placed: list[Tensor] = []
+        for i, (t, (first, number)) in enumerate(zip(tensors, self.known)):
+            if number >= 0 or first < i:  # from outside as well, or the same one again
+                placed.append(t if number >= 0 else placed[first])
+                continue
             stand_in = Tensor(data_node(t.node.value))
             stand_in._tracks = LEAF if t._tracks == LEAF else PLAIN
-            own(stand_in.node, stand_in)
+            stand_in.grad = t.grad
             placed.append(stand_in)
+            self.stand_ins[stand_in] = i
+        at: dict[Node, Any] = {t.node: i for t, i in self.stand_ins.items()}
         start = data_node(empty(u8, (1,))).index
         filled, named = replaced((args, kwargs), placed)
         try:
             with tracing(self):
                 result = self.fn(*filled, **named)
+            outputs = [t.node for t in leaves(result)]  # before tensors get their old values back
             states = self._states(start)
         finally:
             grads = self._restore(start)
-        return self._finish(result, states, grads, placed, start)
+        made = [weakref.ref(t) for t, (old, _) in self.assigned.items() if old.index >= start]
+        self.assigned.clear()
+        self.graded.clear()
+        entry = self._finish(result, outputs, states, grads, at, start)
+        flags = self.flags.values()
+        entry.flags = [(weakref.ref(owner), v) for owner, v in flags if v is not None]
+        del result, states, grads
+        if any(ref() is not None for ref in made) and gc.collect() >= 0:
+            for left in (kept for ref in made if (kept := ref()) is not None):
+                raise TraceError(
+                    f"the compiled function made a {left.dtype} tensor of shape {left.shape}, "
+                    "assigned to it and keeps it for later calls, which would not change it: make "
+                    "state outside, before the function is called"
+                )
+        return entry
+
+    def _holder(self, tensor: Tensor) -> _Holder:
+        found = self.stand_ins.get(tensor)
+        return weakref.ref(tensor) if found is None else found
 
     def _states(self, start: int) -> list[tuple[Tensor, Node, Node]]:
         """(tensor, old node, new node) of every outside tensor that was assigned."""
@@ -201,13 +273,13 @@ class _Tracer:
     def _finish(
         self,
         result: Any,
+        outputs: list[Node],
         states: list[tuple[Tensor, Node, Node]],
         grads: list[tuple[Tensor, Tensor | None, Tensor]],
-        placed: list[Tensor],
+        at: dict[Node, Any],
         start: int,
     ) -> _Entry:
-        outputs = leaves(result)
-        roots = [t.node for t in outputs] + [new for _, _, new in states]
+        roots = outputs + [new for _, _, new in states]
         roots += [left.node for _, _, left in grads]
         outside = [
             n for n in _edge(roots, start) if n.value is None and n.op not in ("const", "scalar")
@@ -216,16 +288,16 @@ class _Tracer:
             _realize_outside(outside)
         unique = list(dict.fromkeys(r for r in roots if r.value is None))
         order = pending(unique)
-        at: dict[Node, Any] = {t.node: i for i, t in enumerate(placed)}
         for t, old, _ in grads:
             if old is not None and old.node.value is not None:
-                at[old.node] = _Grad(weakref.ref(t))
+                at[old.node] = _Grad(self._holder(t))
         bindings: list[Any] = []
         seen: set[Node] = set()
         for node in order:
             if node.value is not None:
                 seen.add(node)
                 bindings.append(_binding(node, at))
+        seen.difference_update(roots)  # what is returned as it was is not overwritten
         aliases = {new: old for _, old, new in states if new.value is None and old in seen}
         program = build(unique, default_target(), default_pool(), order, aliases)
         scalars = [
@@ -243,12 +315,12 @@ class _Tracer:
             bindings,
             scalars,
             result,
-            [place(t.node) for t in outputs],
+            [place(node) for node in outputs],
             [
-                (weakref.ref(t), place(new), over.get(where.get(new, -1)) is old)
+                (self._holder(t), place(new), over.get(where.get(new, -1)) is old)
                 for t, old, new in states
             ],
-            [(weakref.ref(t), old is not None, place(left.node)) for t, old, left in grads],
+            [(self._holder(t), old is not None, place(left.node)) for t, old, left in grads],
         )
 
 
@@ -299,8 +371,8 @@ class _Entry:
         scalars: list[int],
         result: Any,
         outputs: list[Any],
-        states: list[tuple[weakref.ref[Tensor], Any, bool]],
-        grads: list[tuple[weakref.ref[Tensor], bool, Any]],
+        states: list[tuple[_Holder, Any, bool]],
+        grads: list[tuple[_Holder, bool, Any]],
     ) -> None:
         self.program = program
         self.bindings = bindings
@@ -308,24 +380,31 @@ class _Entry:
         self.outputs = outputs
         self.states = states
         self.grads = grads
+        self.flags: list[tuple[weakref.ref[Any], bool]] = []  # modules and their ``training``
         self.arena = take(program.arena_bytes)
         self.spare: list[Memory | None] = [None] * len(program.output_bytes)
         # the shape of the result, without the trace in it
         self.result = map_tree(lambda t: Tensor(data_node(_NOTHING)), result)
 
-    def holds(self) -> bool:
-        """Whether what the trace assumed about gradients is still so."""
-        for ref, had, _ in self.grads:
-            tensor = ref()
-            if tensor is not None and (tensor.grad is not None) != had:
+    def outside(self) -> list[weakref.ref[Tensor]]:
+        """The tensors that are no arguments."""
+        found = [b[0] for b in self.bindings if type(b) is tuple]
+        return found + [h for h, *_ in [*self.states, *self.grads] if not isinstance(h, int)]
+
+    def holds(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether what the trace assumed about gradients and modules' modes is still so."""
+        for ref, value in self.flags:
+            owner = ref()
+            if owner is not None and owner.training is not value:
                 return False
-        return True
+        return all(
+            (_held(holder, tensors).grad is not None) == had for holder, had, _ in self.grads
+        )
 
     def run(self, tensors: Sequence[Tensor]) -> Any:
-        for ref, _, in_place in self.states:
-            tensor = ref()
-            if in_place and tensor is not None:
-                _make_own(tensor)
+        for holder, _, in_place in self.states:
+            if in_place:
+                _make_own(_held(holder, tensors))
         owners: list[Any] = []
         addresses: list[int] = []
         for binding in self.bindings:
@@ -350,33 +429,29 @@ class _Entry:
             out._tracks = PLAIN
             own(out.node, out)
             made.append(out)
-        for ref, place, in_place in self.states:
-            tensor = ref()
-            if tensor is not None and not in_place:
-                tensor.node = data_node(value(place))
-                own(tensor.node, tensor)
-        for ref, _, place in self.grads:
-            tensor = ref()
-            if tensor is not None:
-                grad = Tensor(data_node(value(place)))
-                own(grad.node, grad)
-                tensor.grad = grad
+        left = [Tensor(data_node(value(place))) for _, _, place in self.grads]
+        changed = [
+            (h, data_node(value(place))) for h, place, in_place in self.states if not in_place
+        ]
+        for holder, node in changed:
+            tensor = _held(holder, tensors)
+            tensor.node = node
+            own(node, tensor)
+        for (holder, _, _), grad in zip(self.grads, left):
+            _held(holder, tensors).grad = grad
         return replaced(self.result, made)
 
     def _leaf(self, binding: Any, tensors: Sequence[Tensor]) -> Buffer:
         if type(binding) is int:
             return tensors[binding].node.value
         if type(binding) is _Grad:
-            holder = binding.tensor()
-            assert holder is not None
-            assert holder.grad is not None
-            realize(holder.grad)
-            return holder.grad.node.value
+            grad = _held(binding.tensor, tensors).grad
+            assert grad is not None
+            realize(grad)
+            return grad.node.value
         if type(binding) is tuple:
             ref, strides, shape = binding
-            tensor = ref()
-            if tensor is None:
-                raise TraceError("a tensor that the compiled function uses no longer exists")
+            tensor = _held(ref, tensors)
             if tensor.node.value is None:
                 realize(tensor)
             buffer: Buffer = tensor.node.value

@@ -28,7 +28,7 @@ from tilewright.runtime.buffers import Buffer
 from tilewright.tensor.conversions import Conversions
 from tilewright.tensor.methods import Methods
 from tilewright.tensor.modes import mode, trace_error
-from tilewright.tensor.nodes import cast_node, fresh, number_node, own, whole_quotient
+from tilewright.tensor.nodes import apart, cast_node, fresh, number_node, own, whole_quotient
 from tilewright.tensor.promotion import DEFAULT_FLOAT, promoted, scalar_dtype
 
 __all__ = [
@@ -78,9 +78,11 @@ class Tensor(Conversions, Methods):
         self._tracks = PLAIN
         self.grad: Tensor | None = None
         if isinstance(data, Node):
+            other = None if data.owner is None else data.owner()
+            if other is not None:  # no two tensors have one node: each may be assigned to
+                data = apart(data, other._tracks)
             self.node: Node = data
-            if data.owner is None or data.owner() is None:
-                data.owner = weakref.ref(self)
+            data.owner = weakref.ref(self)
             return
         from tilewright.tensor.creation import asarray
 

@@ -14,13 +14,20 @@ from tilewright.tensor.promotion import Number
 if TYPE_CHECKING:
     from tilewright.tensor.core import Tensor
 
-__all__ = ["cast_node", "fresh", "number_node", "own", "whole_quotient"]
+__all__ = ["apart", "cast_node", "fresh", "number_node", "own", "whole_quotient"]
 
 
 def fresh(node: Node) -> Node:
     """A node of the same value and another identity."""
     if node.value is not None and mode.trace is None:  # a trace has to see where it comes from
         return data_node(node.value)
+    return Node("reshape", (node,), node.shape, node.dtype, {"shape": node.shape})
+
+
+def apart(node: Node, tracks: int) -> Node:
+    """Like :func:`fresh`, but leading to the node where gradients may want to know (``tracks``)."""
+    if node.op == "data" and not tracks:
+        return fresh(node)
     return Node("reshape", (node,), node.shape, node.dtype, {"shape": node.shape})
 
 
