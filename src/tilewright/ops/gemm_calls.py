@@ -15,6 +15,8 @@ from tilewright.dtypes import DType, bf16, f32, f64, i32, i64, u32, u64
 from tilewright.graph import Shape
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.gemm_kernels import (
+    MOST_ROWS,
+    MOST_WORDS,
     PANEL,
     ROWS,
     gemm_blocked,
@@ -30,7 +32,6 @@ __all__ = ["Plan", "is_small", "plan_product", "product_calls", "split_batches",
 
 _MOST_PANELS = 1 << 15  # per program: the kernel takes a u16
 _COPY = 8  # copying an element costs as much as so many multiply-adds
-_MAX_CHUNK = 400  # words of k: a block's rows are copied, a panel's words wait in the L1 cache
 _SMALL = 64**3  # multiply-adds, per matrix, that are worth neither packing nor compiling for...
 _RARE = 4  # ...so many times more in dtypes that are met rarely
 _WORTH = 1 << 18  # multiply-adds that are worth handing to another thread
@@ -92,7 +93,7 @@ def plan_product(
     fits = packed_bytes <= _PACK_FIRST_BYTES or m >= 2 * _PACK_FIRST_ROWS
     small = is_small(m, k, n, dtypes)
     pack_first = batch == 1 and m >= _PACK_FIRST_ROWS and fits and not small
-    most = (256 if pack_first else 384) * 4 // accumulate.nbytes
+    most = (256 if pack_first else MOST_ROWS) * 4 // accumulate.nbytes
     rows, panels = _blocks(m, n, batch, most, panel)
     return Plan(
         m, k, n, accumulate, word, rows, min(ROWS, rows), chunk, chunks, panel, panels,
@@ -112,7 +113,7 @@ def _blocks(m: int, n: int, batch: int, most: int, panel: int) -> tuple[int, int
     least = -(-all_panels // _MOST_PANELS)
     best: tuple[float, int, int] | None = None
     for blocks in range(fewest, fewest + 4):
-        rows = m
+        rows = _power_of_two(m)
         if m > ROWS:
             rows = min(most, _round_up(-(-m // blocks), ROWS if m <= 64 else 32))
         for groups in range(least, least + 2 * threads):
@@ -135,10 +136,10 @@ def accumulator(dtype: DType) -> DType:
 
 
 def _cut(words: int) -> tuple[int, int]:
-    """Words per chunk and chunks: even pieces if there are any, else little padding."""
-    fewest = -(-words // _MAX_CHUNK)
+    """Words per chunk, a multiple of four, and chunks: even pieces if there are any."""
+    fewest = -(-words // MOST_WORDS)
     for chunks in range(fewest, 2 * fewest + 1):
-        if words % chunks == 0 and (words // chunks % 4 == 0 or chunks == 1):
+        if words % chunks == 0 and words // chunks % 4 == 0:
             return words // chunks, chunks
     return _round_up(-(-words // fewest), 4), fewest
 
@@ -162,7 +163,9 @@ def workspace_of(plan: Plan, batch: Sequence[int]) -> list[tuple[DType, Shape]]:
     """The temporary buffers :func:`product_calls` wants, in order."""
     needed: list[tuple[DType, Shape]] = []
     if plan.pack_first:
-        needed.append((plan.word, (plan.chunks, plan.all_panels, plan.chunk, plan.panel)))
+        # the kernel sees MOST_WORDS words of each panel: the first of the next one, or room
+        words = plan.chunks * plan.all_panels * plan.chunk + MOST_WORDS
+        needed.append((plan.word, (words, plan.panel)))
     if plan.keep_sums:
         needed.append((plan.accumulate, (*batch, plan.m, plan.n)))
     return needed
@@ -271,23 +274,21 @@ def _blocked_calls(
     # The axis that pairs run along is the last one of a, and of b when it is turned.
     a = a if a_turned else _as_words(plan, a)
     b = _as_words(plan, b) if b_turned else b
-    words = {"KC": plan.chunk, "NR": plan.panel, "WORD": plan.word}
+    words = {"NR": plan.panel, "WORD": plan.word}
     calls: list[KernelCall] = []
     pairs = plan.word is u32
     b_pairs = pairs and b.dtype is not u32
     if packed is not None:
-        packed = packed.fix(2)
+        one = plan.chunk * plan.panel
+        shape = (plan.chunks, plan.all_panels, MOST_WORDS, plan.panel)
+        packed = packed.view(shape, (plan.all_panels * one, one, plan.panel, 1)).fix(2)
         grid = (plan.all_panels, plan.chunks)
         consts = {**words, "PAIRS": b_pairs, "BT": b_turned}
-        calls.append(KernelCall(pack_panels, grid, (b, packed), consts))
+        calls.append(KernelCall(pack_panels, grid, (b, packed, plan.chunk), consts))
         b, b_turned, b_pairs = packed, False, False
-    single = a.dtype in (u32, u64) or not pairs
-    ahead = plan.chunk * (1 if single else 2) if a_turned else plan.rows
-    tiles = plan.panels * -(-plan.rows // plan.tile)
     fill = -0.0 if a.dtype.is_float else _NO_CHANGE.get(a.dtype, 0) if pairs else 0
     consts = {
         **words,
-        "MC": plan.rows,
         "MR": plan.tile,
         "ACC": plan.accumulate,
         "A_PAIRS": pairs and a.dtype is not u32,
@@ -296,7 +297,6 @@ def _blocked_calls(
         "AT": a_turned,
         "BT": b_turned,
         "PRE": packed is not None,
-        "SHARE": min(2, -(-ahead // tiles)),
         "epilogue": epilogue or no_epilogue,
     }
     grid3 = (
@@ -304,8 +304,17 @@ def _blocked_calls(
         -(-plan.m // plan.rows),
         y.shape[0] * y.shape[1],
     )
-    args = (a, b, sums, y, tuple(extras), plan.panels, plan.chunks)
-    calls.append(KernelCall(gemm_blocked, grid3, args, consts))
+    # What is fetched ahead: elements in rows along the last axis, a share with every tile.
+    tiles = plan.rows // plan.tile
+    a_rows, b_rows = plan.rows, plan.panel
+    if a_turned:
+        a_rows = plan.chunk * (2 if pairs and a.dtype not in (u32, u64) else 1)
+    if not b_turned:
+        b_rows = plan.chunk * (2 if b_pairs and b.dtype is not u64 else 1)
+    a_share = min(2, -(-a_rows // (tiles * plan.panels)))
+    b_share = -(-b_rows // tiles) if packed is not None or tiles >= 8 else 0
+    sizes = (plan.rows, plan.chunk, plan.panels, plan.chunks, a_share, b_share)
+    calls.append(KernelCall(gemm_blocked, grid3, (a, b, sums, y, tuple(extras), *sizes), consts))
     return calls
 
 

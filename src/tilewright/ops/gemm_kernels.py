@@ -32,6 +32,8 @@ from tilewright.lang import (
     fma,
     i64,
     load,
+    maximum,
+    minimum,
     num_programs,
     pack2,
     prefetch,
@@ -46,10 +48,21 @@ from tilewright.lang import (
 )
 from tilewright.runtime.launch import kernel
 
-__all__ = ["PANEL", "ROWS", "gemm_blocked", "gemm_direct", "gemm_small", "pack_panels"]
+__all__ = [
+    "MOST_ROWS",
+    "MOST_WORDS",
+    "PANEL",
+    "ROWS",
+    "gemm_blocked",
+    "gemm_direct",
+    "gemm_small",
+    "pack_panels",
+]
 
 ROWS = 8  # rows of a tile: with 32 columns its sums take half the registers and hide the latency
 PANEL = 32
+MOST_ROWS = 384  # of a block with words of 4 bytes, half of that with 8: fills the L2 cache
+MOST_WORDS = 400  # of k in a block: a panel's wait in the L1 cache
 _UNROLL = 4
 
 
@@ -176,111 +189,138 @@ gemm_small.generated = True
 # --- packed blocks -------------------------------------------------------------------------------
 
 
-def _pack_panel(b, right, o, p, k0, j, KC, NR, WORD, PAIRS, BT):
-    """KC words of NR columns of b into right (KC, NR); b is (.., n, k) when BT."""
+# Blocks are as large as a launch says, so that new shapes need no new code. Scratch arrays hold
+# the largest; what indexes them is bounded by arithmetic that the compiler can follow, which
+# spares every access a check.
+
+
+def _within(i, LIMIT):
+    """``i``, which is below LIMIT, so that the compiler knows it too."""
+    return (i.to(u64) % LIMIT).to(i64)
+
+
+def _at_most(n, LIMIT):
+    """``n``, which is LIMIT or less, so that the compiler knows a bound it can compute with."""
+    return _within(n & 65535, LIMIT + 1)
+
+
+def _window(k, words):
+    """Where to read 16 of ``words`` words from k on: the last window is moved back to fit."""
+    return maximum(minimum(k, words - 16), 0)
+
+
+def _pack_panel(b, right, o, p, k0, j, words, NR, WORD, PAIRS, BT):
+    """``words`` words of NR columns of b into right (.., NR); b is (.., n, k) when BT."""
     if BT:
-        for k in range(0, KC // 16 * 16, 16):
-            _pack_square(b, right, o, p, k0, j, k, 16, NR, WORD, PAIRS)
-        if KC % 16:
-            _pack_square(b, right, o, p, k0, j, KC // 16 * 16, KC % 16, NR, WORD, PAIRS)
+        for start in range(0, words, 16):
+            k = _window(start, words)
+            _pack_square(b, right, o, p, k0 + k, j, _within(k, MOST_WORDS), NR, WORD, PAIRS)
     else:
-        for k in range(KC):
-            right[k, 0:NR] = _down(b, o, p, k0 + k, j, NR, WORD, PAIRS, 0)
+        for k in range(words):
+            right[_within(k, MOST_WORDS), 0:NR] = _down(b, o, p, k0 + k, j, NR, WORD, PAIRS, 0)
 
 
-def _pack_square(b, right, o, p, k0, j, k, WIDTH, NR, WORD, PAIRS):
-    """WIDTH words of k, NR columns, of which b (.., n, k) has the rows."""
+def _pack_square(b, right, o, p, k0, j, k, NR, WORD, PAIRS):
+    """16 words of k, NR columns, of which b (.., n, k) has the rows."""
     if WORD.bits == 32 and (b.dtype is u64 or not PAIRS):
-        for h in unroll(0, NR, 16):
+        WIDTH = min(16, NR)
+        for h in unroll(0, NR, WIDTH):
             rows = j + h
             if PAIRS:
-                block = _halves(b[o, p, rows : rows + 16, k0 + k : k0 + k + WIDTH])
+                block = _halves(b[o, p, rows : rows + WIDTH, k0 : k0 + 16])
             else:
-                block = b[o, p, rows : rows + 16, k0 + k : k0 + k + WIDTH].to(WORD)
-            right[k : k + WIDTH, h : h + 16] = block.T
+                block = b[o, p, rows : rows + WIDTH, k0 : k0 + 16].to(WORD)
+            right[k : k + 16, h : h + WIDTH] = block.T
     else:
         for n in range(NR):
-            right[k : k + WIDTH, n] = _across(b, o, p, j + n, k0 + k, WIDTH, WORD, PAIRS, 0)
+            right[k : k + 16, n] = _across(b, o, p, j + n, k0, 16, WORD, PAIRS, 0)
 
 
 @kernel
 def pack_panels(
-    b: Array, packed: Array, KC: Const, NR: Const, WORD: Const, PAIRS: Const, BT: Const
+    b: Array, packed: Array, words: u16, NR: Const, WORD: Const, PAIRS: Const, BT: Const
 ):
-    """b (1, 1, k, n), or (1, 1, n, k) when BT, as panels: packed (chunks, panels, KC, NR)."""
+    """b (1, 1, k, n), or (1, 1, n, k) when BT, as panels: packed (chunks, panels, words, NR)."""
     panel, chunk = program_id(0), program_id(1)
-    right = scratch((-(-KC // 16) * 16, NR), WORD)
-    _pack_panel(b, right, 0, 0, chunk * KC, panel * NR, KC, NR, WORD, PAIRS, BT)
-    for k in range(KC):
+    right = scratch((MOST_WORDS + 16, NR), WORD)
+    exact = words.to(i64)
+    _pack_panel(b, right, 0, 0, chunk * exact, panel * NR, exact, NR, WORD, PAIRS, BT)
+    for k in range(_at_most(exact, MOST_WORDS)):
         packed[chunk, panel, k, 0:NR] = right[k, 0:NR]
 
 
-def _pack_block(a, left, o, p, i0, k0, MC, KC, WORD, PAIRS, AT, FILL):
-    """KC words of MC rows of a into left (MC, ..), or (KC, ..) when AT; a is (.., k, m) then."""
+def _pack_block(a, left, o, p, i0, k0, rows, words, WORD, PAIRS, AT, FILL, LIMIT):
+    """``words`` words of ``rows`` rows of a into left (rows, words), or (words, rows) when AT.
+
+    a is (.., k, m) when AT.
+    """
     if AT:
-        for k in range(KC):
-            for i in unroll(0, MC, 16):
-                left[k, i : i + 16] = _down(a, o, p, k0 + k, i0 + i, 16, WORD, PAIRS, FILL)
+        for k in range(words):
+            to = _within(k, MOST_WORDS)
+            for start in range(0, rows, 16):
+                i = _within(start, LIMIT)
+                left[to, i : i + 16] = _down(a, o, p, k0 + k, i0 + start, 16, WORD, PAIRS, FILL)
     else:
-        for i in range(MC):
-            for k in range(0, KC // 16 * 16, 16):
-                left[i, k : k + 16] = _across(a, o, p, i0 + i, k0 + k, 16, WORD, PAIRS, FILL)
-            if KC % 16:
-                k, w = KC // 16 * 16, KC % 16
-                left[i, k : k + w] = _across(a, o, p, i0 + i, k0 + k, w, WORD, PAIRS, FILL)
+        for i in range(rows):
+            to = _within(i, LIMIT)
+            for start in range(0, words, 16):
+                at = _window(start, words)
+                k = _within(at, MOST_WORDS)
+                left[to, k : k + 16] = _across(a, o, p, i0 + i, k0 + at, 16, WORD, PAIRS, FILL)
 
 
-def _sum(left, right, acc, i, KC, MR, NR, AT):
-    """acc plus KC words of MR packed rows times a packed panel."""
-    for k in range(0, KC // _UNROLL * _UNROLL, _UNROLL):
+def _sum(left, right, acc, i, words, MR, NR, AT):
+    """acc plus ``words`` words, a multiple of four, of MR packed rows times a packed panel."""
+    for k in range(0, words, _UNROLL):
         for u in unroll(_UNROLL):
             rows = left[k + u, i : i + MR] if AT else left[i : i + MR, k + u]
             acc = _step(acc, rows, right[k + u, 0:NR])
-    for k in unroll(KC // _UNROLL * _UNROLL, KC):
-        rows = left[k, i : i + MR] if AT else left[i : i + MR, k]
-        acc = _step(acc, rows, right[k, 0:NR])
     return acc
 
 
-def _sum_prepacked(left, b, chunk, panel, acc, i, KC, MR, NR, AT):
-    """The same with a panel of b (chunks, panels, KC, ..)."""
-    for k in range(0, KC // _UNROLL * _UNROLL, _UNROLL):
+def _sum_prepacked(left, b, chunk, panel, acc, i, words, MR, NR, AT):
+    """The same with a panel of b (chunks, panels, words, NR)."""
+    for k in range(0, words, _UNROLL):
         for u in unroll(_UNROLL):
             rows = left[k + u, i : i + MR] if AT else left[i : i + MR, k + u]
             acc = _step(acc, rows, b[chunk, panel, k + u, 0:NR])
-    for k in unroll(KC // _UNROLL * _UNROLL, KC):
-        rows = left[k, i : i + MR] if AT else left[i : i + MR, k]
-        acc = _step(acc, rows, b[chunk, panel, k, 0:NR])
     return acc
 
 
-def _prefetch_panel(b, o, p, k0, j, chunk, t, T, KC, NR, ELEMENTS, BT, PRE):
-    """Share t of T of the panel of b that comes next."""
+def _prefetch_row(x, o, p, row, start, count, LEVEL):
+    """``count`` elements of a row of x."""
+    LINE = 512 // x.dtype.bits
+    for c in range(0, count, LINE):
+        prefetch(x[o, p, row, start + c : start + c + 1], level=LEVEL)
+
+
+def _prefetch_panel(b, o, p, k0, j, chunk, t, share, words, NR, ELEMENTS, BT, PRE):
+    """Share number t, of ``share`` rows, of the panel of b that comes next."""
+    first = t * share
     if PRE:
-        for u in unroll(-(-KC // T)):
-            prefetch(b[chunk, j // NR, t * -(-KC // T) + u, 0:NR])
-    elif T >= 8:
-        if BT:
-            for u in unroll(-(-NR // T)):
-                row = j + t * -(-NR // T) + u
-                prefetch(b[o, p, row, k0 * ELEMENTS : k0 * ELEMENTS + KC * ELEMENTS])
-        else:
-            for u in unroll(-(-KC * ELEMENTS // T)):
-                row = k0 * ELEMENTS + t * -(-KC * ELEMENTS // T) + u
-                prefetch(b[o, p, row, j : j + NR])
-
-
-def _prefetch_rows(a, o, p, number, i0, k0, MC, KC, ELEMENTS, AT, SHARE):
-    """SHARE rows from ``number * SHARE`` on of the block of a that comes next."""
-    if AT:
-        if number * SHARE < KC * ELEMENTS:
-            for u in unroll(SHARE):
-                prefetch(a[o, p, k0 * ELEMENTS + number * SHARE + u, i0 : i0 + MC], level=2)
+        for u in range(share):
+            prefetch(b[chunk, j // NR, first + u, 0:NR])
     else:
-        if number * SHARE < MC:
-            for u in unroll(SHARE):
-                row = i0 + number * SHARE + u
-                prefetch(a[o, p, row, k0 * ELEMENTS : k0 * ELEMENTS + KC * ELEMENTS], level=2)
+        if share > 0:
+            if BT:
+                for u in range(share):
+                    _prefetch_row(b, o, p, j + first + u, k0 * ELEMENTS, words * ELEMENTS, 1)
+            else:
+                for u in range(share):
+                    prefetch(b[o, p, k0 * ELEMENTS + first + u, j : j + NR])
+
+
+def _prefetch_rows(a, o, p, number, share, i0, k0, rows, words, ELEMENTS, AT):
+    """``share`` rows from ``number * share`` on of the block of a that comes next."""
+    first = number * share
+    if AT:
+        if first < words * ELEMENTS:
+            for u in range(share):
+                _prefetch_row(a, o, p, k0 * ELEMENTS + first + u, i0, rows, 2)
+    else:
+        if first < rows:
+            for u in range(share):
+                _prefetch_row(a, o, p, i0 + first + u, k0 * ELEMENTS, words * ELEMENTS, 2)
 
 
 @kernel
@@ -290,10 +330,12 @@ def gemm_blocked(
     sums: Array,
     y: Array,
     extras: Arrays,
+    rows: u16,
+    words: u16,
     panels: u16,
     chunks: u16,
-    MC: Const,
-    KC: Const,
+    a_share: u16,
+    b_share: u16,
     MR: Const,
     NR: Const,
     ACC: Const,
@@ -304,77 +346,88 @@ def gemm_blocked(
     AT: Const,
     BT: Const,
     PRE: Const,
-    SHARE: Const,
     epilogue: Inline,
 ):
-    """y (b0, b1, m, n) = a (b0, b1, m, k) @ b (b0, b1, k, n): MC rows, ``panels`` panels a program.
+    """y (b0, b1, m, n) = a (b0, b1, m, k) @ b (b0, b1, k, n): ``rows`` rows, ``panels`` panels a
+    program.
 
     Args:
         a: (b0, b1, k, m) when AT.
         b: (b0, b1, n, k) when BT, or what :func:`pack_panels` made when PRE.
-        sums: like y, in ACC: holds the sums between chunks of KC words; may be y itself.
+        sums: like y, in ACC: holds the sums between chunks of k; may be y itself.
+        rows: a multiple of MR.
+        words: of k in a chunk, a multiple of four.
         chunks: how many chunks of k there are.
+        a_share, b_share: rows of the next block of a, of the next panel of b, to prefetch with
+            each tile.
         WORD: what is multiplied: elements as WORD, or pairs of bf16 when it is u32.
         A_PAIRS, B_PAIRS: the operand's elements have to be paired; u32 arrays are pairs of bf16
             already, u64 arrays are pairs of f32.
-        SHARE: rows of the next block of a to prefetch with each tile.
         FILL: stands for a beyond the end of k: -0.0, whose product with 0 changes no sum.
     """
-    AHEAD = -(-KC // 16) * 16
+    LIMIT = MOST_ROWS * 32 // WORD.bits
     A_ELEMENTS = 2 if A_PAIRS and a.dtype is not u64 else 1
     B_ELEMENTS = 2 if B_PAIRS and b.dtype is not u64 else 1
-    TILES = MC // MR
     if AT:
-        left = scratch((AHEAD, MC + 16), WORD)
+        left = scratch((MOST_WORDS, LIMIT + 16), WORD)
     else:
-        left = scratch((MC, AHEAD + 16), WORD)
+        left = scratch((LIMIT + MR, MOST_WORDS + 16), WORD)
     if not PRE:
-        right = scratch((AHEAD, NR), WORD)
+        right = scratch((MOST_WORDS + 16, NR), WORD)
     inner = y.shape[1]
     o = program_id(2) // inner
     p = program_id(2) % inner
-    i0 = program_id(1) * MC
+    height, depth = rows.to(i64), words.to(i64)
+    bounded = _at_most(depth, MOST_WORDS)
+    tiles = height // MR
+    i0 = program_id(1) * height
     count = panels.to(i64)
     j0 = program_id(0) * count * NR
     many = chunks.to(i64)
+    ahead, across = a_share.to(i64), b_share.to(i64)
     for chunk in range(many):
-        k0 = chunk * KC
-        _pack_block(a, left, o, p, i0, k0, MC, KC, WORD, A_PAIRS, AT, FILL)
+        k0 = chunk * depth
+        _pack_block(a, left, o, p, i0, k0, height, depth, WORD, A_PAIRS, AT, FILL, LIMIT)
         ends = chunk == many - 1
         # What is prefetched: the next chunk, or the first one of the program that follows.
         turn = ends & (program_id(0) == num_programs(0) - 1)
         over = turn & (program_id(1) == num_programs(1) - 1)
         batch = where(over, program_id(2) + 1, program_id(2))
         o2, p2 = batch // inner, batch % inner
-        i2, k2 = where(over, 0, where(turn, i0 + MC, i0)), where(ends, 0, k0 + KC)
+        i2, k2 = where(over, 0, where(turn, i0 + height, i0)), where(ends, 0, k0 + depth)
         j2 = where(turn, 0, where(ends, j0 + count * NR, j0))
+        chunk2 = where(ends, 0, chunk + 1)
         for panel in range(count):
             j = j0 + panel * NR
             if j < y.shape[3]:
                 if not PRE:
-                    _pack_panel(b, right, o, p, k0, j, KC, NR, WORD, B_PAIRS, BT)
-                for t in range(TILES):
-                    i = t * MR
-                    row = i0 + i
+                    _pack_panel(b, right, o, p, k0, j, depth, NR, WORD, B_PAIRS, BT)
+                # The panel after this one.
+                last = panel == count - 1
+                o3, p3 = where(last, o2, o), where(last, p2, p)
+                k3, j3 = where(last, k2, k0), where(last, j2, j + NR)
+                chunk3 = where(last, chunk2, chunk)
+                for t in range(tiles):
+                    row = i0 + t * MR
+                    i = _within(t * MR, LIMIT)
                     if row < y.shape[2]:
                         prefetch(sums[o, p, row + MR : row + 2 * MR, j : j + NR], write=True)
-                        if panel < count - 1:
-                            _prefetch_panel(
-                                b, o, p, k0, j + NR, chunk, t, TILES, KC, NR, B_ELEMENTS, BT, PRE
-                            )
-                        else:
-                            _prefetch_panel(
-                                b, o2, p2, k2, j2, k2 // KC, t, TILES, KC, NR, B_ELEMENTS, BT, PRE
-                            )
-                        number = panel * TILES + t
-                        _prefetch_rows(a, o2, p2, number, i2, k2, MC, KC, A_ELEMENTS, AT, SHARE)
+                        _prefetch_panel(
+                            b, o3, p3, k3, j3, chunk3, t, across, depth, NR, B_ELEMENTS, BT, PRE
+                        )
+                        number = panel * tiles + t
+                        _prefetch_rows(
+                            a, o2, p2, number, ahead, i2, k2, height, depth, A_ELEMENTS, AT
+                        )
                         acc = zeros((MR, NR), ACC)
                         if chunk > 0:
                             acc = sums[o, p, row : row + MR, j : j + NR].to(ACC)
                         if PRE:
-                            acc = _sum_prepacked(left, b, chunk, j // NR, acc, i, KC, MR, NR, AT)
+                            acc = _sum_prepacked(
+                                left, b, chunk, j // NR, acc, i, bounded, MR, NR, AT
+                            )
                         else:
-                            acc = _sum(left, right, acc, i, KC, MR, NR, AT)
+                            acc = _sum(left, right, acc, i, bounded, MR, NR, AT)
                         if ends:
                             y[o, p, row : row + MR, j : j + NR] = epilogue(acc, row, j, extras)
                         else:
