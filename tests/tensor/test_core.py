@@ -178,6 +178,16 @@ def test_bits(name: str) -> None:
     np.testing.assert_array_equal(got.numpy(), function(values, np.array([1, 2, 3], np.int32)))
 
 
+@pytest.mark.parametrize("op", [operator.add, operator.pow, operator.matmul, operator.lt])
+def test_numpy_arrays_are_not_mixed_in(op: Any) -> None:
+    """Neither silently converted nor left to NumPy's puzzling messages."""
+    x, array = tw.ones((3, 3)), np.ones((3, 3))
+    for a, b in ((x, array), (array, x)):
+        with pytest.raises(tw.DTypeError, match=r"NumPy array of shape \(3, 3\).*asarray"):
+            op(a, b)
+    assert (x * np.float32(2)).dtype is tw.float32  # NumPy's numbers are numbers
+
+
 def test_in_place_rebinds_and_keeps_its_dtype() -> None:
     x = tw.asarray([1, 2])
     y = x

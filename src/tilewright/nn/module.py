@@ -35,8 +35,21 @@ class Module:
     made); values that are loaded before cost nothing.
     """
 
-    training: bool = True
+    _training: bool = True
     _ready: bool = False
+
+    @property
+    def training(self) -> bool:
+        """Whether dropout and batch statistics are on; a compiled function heeds changes."""
+        if mode.trace is not None:
+            mode.trace.record_flag(self, self._training)
+        return self._training
+
+    @training.setter
+    def training(self, value: bool) -> None:
+        if mode.trace is not None:
+            mode.trace.record_flag(self, None)
+        self._training = bool(value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward()")

@@ -28,7 +28,15 @@ from tilewright.runtime.buffers import Buffer
 from tilewright.tensor.conversions import Conversions
 from tilewright.tensor.methods import Methods
 from tilewright.tensor.modes import mode, trace_error
-from tilewright.tensor.nodes import apart, cast_node, fresh, number_node, own, whole_quotient
+from tilewright.tensor.nodes import (
+    apart,
+    cast_node,
+    foreign,
+    fresh,
+    number_node,
+    own,
+    whole_quotient,
+)
 from tilewright.tensor.promotion import DEFAULT_FLOAT, promoted, scalar_dtype
 
 __all__ = [
@@ -345,13 +353,13 @@ class Tensor(Conversions, Methods):
 
     def __matmul__(self, other: Any, /) -> Tensor:
         if not isinstance(other, Tensor):
-            return NotImplemented
+            return foreign(other)
         from tilewright.tensor.linalg import matmul
 
         return matmul(self, other)
 
     def __rmatmul__(self, other: Any, /) -> Tensor:
-        return NotImplemented  # the left operand is no tensor: __matmul__ would have been asked
+        return foreign(other)  # the left operand is no tensor: __matmul__ would have been asked
 
     def __and__(self, other: Any, /) -> Tensor:
         return binary(ew.bitwise_and, self, other)
@@ -485,7 +493,7 @@ def binary(
         if b.__class__ is not float or dtype.kind != "f":  # the most usual needs no checks
             if not isinstance(b, (bool, int, float)):
                 if not isinstance(b, np.generic):
-                    return NotImplemented
+                    return foreign(b)
                 b = b.item()
             dtype = scalar_dtype(b, dtype)
             if x.dtype is not dtype:

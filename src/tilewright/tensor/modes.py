@@ -6,7 +6,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tilewright.dtypes import DType
 from tilewright.errors import TraceError
@@ -24,6 +24,8 @@ class Trace(Protocol):
     def record_assign(self, tensor: Tensor, old: Node, new: Node) -> None: ...
 
     def record_grad(self, tensor: Tensor) -> None: ...
+
+    def record_flag(self, owner: Any, value: bool | None) -> None: ...
 
 
 class _Mode(threading.local):

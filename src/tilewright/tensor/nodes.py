@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tilewright.dtypes import DType
+from tilewright.errors import DTypeError
 from tilewright.graph import Node, const_node, data_node, scalar_node
 from tilewright.ops import elementwise as ew
 from tilewright.tensor.modes import mode
@@ -14,7 +17,7 @@ from tilewright.tensor.promotion import Number
 if TYPE_CHECKING:
     from tilewright.tensor.core import Tensor
 
-__all__ = ["apart", "cast_node", "fresh", "number_node", "own", "whole_quotient"]
+__all__ = ["apart", "cast_node", "foreign", "fresh", "number_node", "own", "whole_quotient"]
 
 
 def fresh(node: Node) -> Node:
@@ -58,3 +61,13 @@ def whole_quotient(x: Node, y: Node) -> Node:
         return found
     infinite = ew.logical_or(ew.isinf(x), ew.isinf(y))
     return ew.where(infinite, ew.floor(ew.div(x, y)), found)
+
+
+def foreign(operand: Any) -> Any:
+    """``NotImplemented``, so that Python asks the other operand; NumPy arrays are an error."""
+    if isinstance(operand, np.ndarray):
+        raise DTypeError(
+            f"a tensor and a NumPy array of shape {operand.shape} meet in one operation: use "
+            "asarray(array) for a tensor, or tensor.numpy() for an array"
+        )
+    return NotImplemented
