@@ -101,6 +101,10 @@ def test_mnist_and_autoencoder(run: Run, assets: Path, tmp_path: Path) -> None:
     status, said, err = run("mnist", *shared, "--out", tmp_path / "digits")
     assert status == 0, err
     assert "test_accuracy 0." in said
+    status, said, err = run("mnist", "--resume", "--epochs", 2, "-q", "--out", tmp_path / "digits")
+    assert status == 0, err
+    record = read_record(tmp_path / "digits" / "record.jsonl")
+    assert [e["step"] for e in record] == list(range(1, 11))
     status, said, err = run("autoencoder", *shared, "--latent", 4, "--out", tmp_path / "ae")
     assert status == 0, err
     assert "test_loss 0." in said
@@ -117,6 +121,9 @@ def test_lora_and_merge(run: Run, text: Path, tmp_path: Path) -> None:
     assert "val_loss" in said
     settings = json.loads((out / "adapter_config.json").read_text())
     assert (settings["r"], settings["target_modules"]) == (2, ["q_proj", "v_proj"])
+    status, said, err = run("lora", model, "--resume", "--out", out, "--steps", 6, "-q")
+    assert status == 0, err
+    assert len(read_record(out / "record.jsonl")) == 6
     status, _, err = run("merge", model, out, "--out", merged, "--type", "same")
     assert status == 0, err
     assert err == f"wrote {merged}: 2 matrices changed\n"
