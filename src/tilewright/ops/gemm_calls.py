@@ -136,10 +136,10 @@ def accumulator(dtype: DType) -> DType:
 
 
 def _cut(words: int) -> tuple[int, int]:
-    """Words per chunk, a multiple of four, and chunks: even pieces if there are any."""
+    """Words per chunk and chunks: even pieces if there are any, else little padding."""
     fewest = -(-words // MOST_WORDS)
     for chunks in range(fewest, 2 * fewest + 1):
-        if words % chunks == 0 and words // chunks % 4 == 0:
+        if words % chunks == 0 and (words // chunks % 4 == 0 or chunks == 1):
             return words // chunks, chunks
     return _round_up(-(-words // fewest), 4), fewest
 

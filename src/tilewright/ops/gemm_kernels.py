@@ -204,16 +204,16 @@ def _at_most(n, LIMIT):
     return _within(n & 65535, LIMIT + 1)
 
 
-def _window(k, words):
-    """Where to read 16 of ``words`` words from k on: the last window is moved back to fit."""
-    return maximum(minimum(k, words - 16), 0)
+def _window(k, words, WIDTH):
+    """Where to read WIDTH of ``words`` words from k on: the last window is moved back to fit."""
+    return maximum(minimum(k, words - WIDTH), 0)
 
 
 def _pack_panel(b, right, o, p, k0, j, words, NR, WORD, PAIRS, BT):
     """``words`` words of NR columns of b into right (.., NR); b is (.., n, k) when BT."""
     if BT:
         for start in range(0, words, 16):
-            k = _window(start, words)
+            k = _window(start, words, 16)
             _pack_square(b, right, o, p, k0 + k, j, _within(k, MOST_WORDS), NR, WORD, PAIRS)
     else:
         for k in range(words):
@@ -257,33 +257,41 @@ def _pack_block(a, left, o, p, i0, k0, rows, words, WORD, PAIRS, AT, FILL, LIMIT
     if AT:
         for k in range(words):
             to = _within(k, MOST_WORDS)
-            for start in range(0, rows, 16):
-                i = _within(start, LIMIT)
-                left[to, i : i + 16] = _down(a, o, p, k0 + k, i0 + start, 16, WORD, PAIRS, FILL)
+            for start in range(0, rows, 32):
+                i, at = _within(start, LIMIT), i0 + start
+                left[to, i : i + 32] = _down(a, o, p, k0 + k, at, 32, WORD, PAIRS, FILL)
     else:
         for i in range(rows):
             to = _within(i, LIMIT)
-            for start in range(0, words, 16):
-                at = _window(start, words)
+            for start in range(0, words, 32):
+                at = _window(start, words, 32)
                 k = _within(at, MOST_WORDS)
-                left[to, k : k + 16] = _across(a, o, p, i0 + i, k0 + at, 16, WORD, PAIRS, FILL)
+                left[to, k : k + 32] = _across(a, o, p, i0 + i, k0 + at, 32, WORD, PAIRS, FILL)
 
 
 def _sum(left, right, acc, i, words, MR, NR, AT):
-    """acc plus ``words`` words, a multiple of four, of MR packed rows times a packed panel."""
-    for k in range(0, words, _UNROLL):
+    """acc plus ``words`` words of MR packed rows times a packed panel."""
+    whole = words // _UNROLL * _UNROLL
+    for k in range(0, whole, _UNROLL):
         for u in unroll(_UNROLL):
             rows = left[k + u, i : i + MR] if AT else left[i : i + MR, k + u]
             acc = _step(acc, rows, right[k + u, 0:NR])
+    for k in range(whole, words):
+        rows = left[k, i : i + MR] if AT else left[i : i + MR, k]
+        acc = _step(acc, rows, right[k, 0:NR])
     return acc
 
 
 def _sum_prepacked(left, b, chunk, panel, acc, i, words, MR, NR, AT):
     """The same with a panel of b (chunks, panels, words, NR)."""
-    for k in range(0, words, _UNROLL):
+    whole = words // _UNROLL * _UNROLL
+    for k in range(0, whole, _UNROLL):
         for u in unroll(_UNROLL):
             rows = left[k + u, i : i + MR] if AT else left[i : i + MR, k + u]
             acc = _step(acc, rows, b[chunk, panel, k + u, 0:NR])
+    for k in range(whole, words):
+        rows = left[k, i : i + MR] if AT else left[i : i + MR, k]
+        acc = _step(acc, rows, b[chunk, panel, k, 0:NR])
     return acc
 
 
@@ -356,7 +364,7 @@ def gemm_blocked(
         b: (b0, b1, n, k) when BT, or what :func:`pack_panels` made when PRE.
         sums: like y, in ACC: holds the sums between chunks of k; may be y itself.
         rows: a multiple of MR.
-        words: of k in a chunk, a multiple of four.
+        words: of k in a chunk.
         chunks: how many chunks of k there are.
         a_share, b_share: rows of the next block of a, of the next panel of b, to prefetch with
             each tile.
@@ -369,9 +377,9 @@ def gemm_blocked(
     A_ELEMENTS = 2 if A_PAIRS and a.dtype is not u64 else 1
     B_ELEMENTS = 2 if B_PAIRS and b.dtype is not u64 else 1
     if AT:
-        left = scratch((MOST_WORDS, LIMIT + 16), WORD)
+        left = scratch((MOST_WORDS, LIMIT + 32), WORD)
     else:
-        left = scratch((LIMIT + MR, MOST_WORDS + 16), WORD)
+        left = scratch((LIMIT + MR, MOST_WORDS + 32), WORD)
     if not PRE:
         right = scratch((MOST_WORDS + 16, NR), WORD)
     inner = y.shape[1]
