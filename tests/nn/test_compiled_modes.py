@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import tilewright as tw
-from tilewright import nn
+from tilewright import nn, optim
 
 
 def test_a_compiled_function_follows_the_mode_of_its_modules() -> None:
@@ -53,3 +53,27 @@ def test_running_statistics_are_used_once_training_is_over() -> None:
     moved = norm.running_mean.numpy()
     np.testing.assert_array_equal(run(x).numpy(), norm(x).numpy())
     np.testing.assert_array_equal(norm.running_mean.numpy(), moved)
+
+
+def test_a_parameter_that_is_frozen_between_steps_stays_as_it_is() -> None:
+    """And moves again once it requires gradients again."""
+    layer = nn.Linear(4, 2)
+    optimizer = optim.SGD(layer.parameters(), lr=0.1)
+
+    @tw.compile
+    def step(x: tw.Tensor) -> tw.Tensor:
+        optimizer.zero_grad()
+        loss = tw.square(layer(x)).sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    x = tw.ones((3, 4))
+    for frozen in (False, True, False):
+        layer.weight.requires_grad = not frozen
+        before = [t.tolist() for t in (layer.weight, layer.bias)]
+        step(x)
+        step(x)
+        after = [t.tolist() for t in (layer.weight, layer.bias)]
+        assert (before[0] == after[0]) is frozen
+        assert before[1] != after[1]

@@ -111,7 +111,13 @@ class Compiled:
         if self._known(tensors) != known:  # an argument is also used from outside
             return self._call(args, kwargs)
         entries.append(entry)
-        return entry.run(tensors)
+        try:
+            return entry.run(tensors)
+        except _StaleError:  # never just after the trace, unless arguments change as it runs
+            entries.remove(entry)
+            raise TraceError(
+                "a tensor that the compiled function uses changes its layout while it runs"
+            ) from None
 
     def _number(self, tensor: Tensor) -> int:
         """Which of the tensors that the function uses from outside; -1 if it is none."""
@@ -353,12 +359,12 @@ def _binding(node: Node, at: dict[Node, Any]) -> Any:
         return at[node]
     tensor = None if node.owner is None else node.owner()
     if tensor is not None and (tensor.node is node or tensor.node.value is node.value):
-        return weakref.ref(tensor), node.value.strides, node.shape
+        return weakref.ref(tensor), node.value.strides, node.shape, tensor._tracks == LEAF
     return node.value
 
 
 class _StaleError(Exception):
-    """A tensor outside has another layout than it had when the program was traced."""
+    """A tensor outside has another layout, or wants gradients otherwise, than when traced."""
 
 
 class _Entry:
@@ -450,12 +456,14 @@ class _Entry:
             realize(grad)
             return grad.node.value
         if type(binding) is tuple:
-            ref, strides, shape = binding
+            ref, strides, shape, trained = binding
             tensor = _held(ref, tensors)
             if tensor.node.value is None:
                 realize(tensor)
             buffer: Buffer = tensor.node.value
             if buffer.strides != strides or buffer.shape != shape:
+                raise _StaleError
+            if (tensor._tracks == LEAF) is not trained:  # frozen since, or no longer
                 raise _StaleError
             return buffer
         return binding
@@ -484,7 +492,8 @@ def _make_own(tensor: Tensor) -> None:
         and sys.getrefcount(owner) <= _ALONE
     ):
         return
-    copy = empty(buffer.dtype, buffer.shape)
-    copy.numpy()[...] = buffer.numpy()
+    reach = sum(s * (n - 1) for s, n in zip(buffer.strides, buffer.shape)) + 1
+    copy = empty(buffer.dtype, (reach,)).view(buffer.shape, buffer.strides)
+    copy.numpy()[...] = buffer.numpy()  # laid out alike: the program writes it so
     tensor.node = data_node(copy)
     own(tensor.node, tensor)
