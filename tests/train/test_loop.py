@@ -133,6 +133,24 @@ def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path: Path) -> None:
     assert after == bits(whole)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_weights_that_are_not_numbers_are_not_saved(tmp_path: Path, dtype: str) -> None:
+    """The update of step 3 ruins them; its own loss was fine."""
+    random.seed(11)
+    module = Sequential(Linear(12, 5)).to(dtype).realize()
+    one = Trainer(
+        module,
+        AdamW(module.named_parameters(), lr=1e-2),
+        lambda m, x, y: loss_of(m, x.astype(dtype), y),
+        Batches((X, Y), 16, seed=5),
+        RunOptions(str(tmp_path), 12, checkpoint_every=1, quiet=True),
+        schedule=lambda step: math.inf if step == 2 else 1e-2,
+    )
+    with pytest.raises(TrainingError, match=r"step 3: 0\.weight has .*not finite.*step-00000002"):
+        one.fit()
+    assert [step for step, _ in list_checkpoints(tmp_path / "checkpoints")] == [1, 2]
+
+
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     trainer(tmp_path, 4).fit()
     old = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -301,7 +301,19 @@ class Trainer:
 
     def _save(self, saved: Checkpoints, position: Any, metric: float | None) -> None:
         state = {"loader": position, "describe": self._describe}
-        saved.save(self.step, tensors_of(self._tensors()), state, metric=metric)
+        tensors = tensors_of(self._tensors())
+        odd = next(
+            (k for k, v in tensors.items() if k.startswith("model.") and not _finite(v)), None
+        )
+        if odd is not None:  # the loss was computed before the update, and could not tell
+            there = list_checkpoints(saved.folder)
+            last = f"the last good checkpoint is {there[-1][1]}" if there else "there is none yet"
+            raise TrainingError(
+                f"step {self.step}: {odd.removeprefix('model.')} has values that are not finite "
+                f"after the update, so no checkpoint was written; {last}. The learning rate was "
+                f"{float(self.optimizer.lr.item()):.3g}"
+            )
+        saved.save(self.step, tensors, state, metric=metric)
 
     def _restore(self, found: Checkpoint) -> None:
         own = self._tensors()
@@ -324,6 +336,13 @@ class Trainer:
             tensor.assign(value)
         self.loader.restore(found.state["loader"])
         self.step = found.step
+
+
+def _finite(value: Any) -> bool:
+    """Whether every number of an array, as `tensors_of` gives it, is finite."""
+    if isinstance(value, tuple):  # bfloat16 bits: the exponent of infinities and NaNs is all ones
+        return not ((value[0] & 0x7F80) == 0x7F80).any()
+    return value.dtype.kind != "f" or bool(np.isfinite(value).all())
 
 
 def tensors_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
