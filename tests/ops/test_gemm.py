@@ -299,6 +299,23 @@ def test_small_products_share_kernels() -> None:
     assert {name for name, _ in seen} == {"gemm_small"}
 
 
+def test_large_products_share_kernels() -> None:
+    """Sizes are arguments: what is compiled depends on dtypes, strides and a few classes."""
+    rng = np.random.default_rng(0)
+    entry = table.get("bmm")
+    assert entry.calls is not None
+    assert entry.workspace is not None
+    seen = set()
+    for _ in range(100):
+        m, k, n = (int(x) for x in rng.integers(1, 1500, 3))
+        node = bmm(data_of(empty(f32, (m, k))), data_of(empty(f32, (k, n))))
+        spare = [empty(dtype, shape) for dtype, shape in entry.workspace(node)]
+        out = empty(f32, node.shape)
+        for call in entry.calls(node, [i.value for i in node.inputs], out, spare):
+            seen.add((call.kernel.name, call.kernel.signature(call.args, call.consts)))
+    assert len(seen) <= 12, sorted(name for name, _ in seen)
+
+
 def bias_and_residual(acc, i, j, extras):  # type: ignore[no-untyped-def]
     bias, residual = extras
     rows, columns = acc.shape

@@ -33,6 +33,7 @@ __all__ = ["Plan", "is_small", "plan_product", "product_calls", "split_batches",
 _MOST_PANELS = 1 << 15  # per program: the kernel takes a u16
 _COPY = 8  # copying an element costs as much as so many multiply-adds
 _SMALL = 64**3  # multiply-adds, per matrix, that are worth neither packing nor compiling for...
+_GATHERED = 8  # ...so many times less where b's rows are not in one piece...
 _RARE = 4  # ...so many times more in dtypes that are met rarely
 _WORTH = 1 << 18  # multiply-adds that are worth handing to another thread
 _FEW_ROWS = 16  # rows over which packing b would not pay
@@ -150,8 +151,16 @@ def _round_up(n: int, to: int) -> int:
 
 def is_small(m: int, k: int, n: int, dtypes: Sequence[DType]) -> bool:
     """Whether compiling for a product would cost more than it ever saves; dtypes of a and b."""
-    most = _SMALL if {f32, bf16}.issuperset(dtypes[:2]) else _SMALL * _RARE
-    return _round_up(m, 4) * n * k <= most  # rows are taken four at a time
+    return _work(m, k, n) <= _most(dtypes)
+
+
+def _most(dtypes: Sequence[DType]) -> int:
+    return _SMALL if {f32, bf16}.issuperset(dtypes[:2]) else _SMALL * _RARE
+
+
+def _work(m: int, k: int, n: int) -> int:
+    """Multiply-adds of the kernel for small products, which takes four rows and many columns."""
+    return _round_up(m, 4) * _round_up(n, 16) * k
 
 
 def _power_of_two(n: int) -> int:
@@ -193,13 +202,26 @@ def product_calls(
     sums = spare.pop(0) if plan.keep_sums else y
     calls: list[KernelCall] = []
     for one, two, out, between in split_batches(a, b, y, sums):
-        if plan.small:
+        if _takes_small(plan, two, out):
             calls.append(_small_call(plan, one, two, out, epilogue, extras))
         elif _is_direct(plan, two):
             calls.append(_direct_call(plan, one, two, out, epilogue, extras))
         else:
             calls += _blocked_calls(plan, one, two, out, between, packed, epilogue, extras)
     return calls
+
+
+def _takes_small(plan: Plan, b: Buffer, y: Buffer) -> bool:
+    """Whether the small kernel makes a product that is small; b may be too slow to gather."""
+    if not plan.small or not _is_gathered(plan, b):
+        return plan.small
+    if plan.chunks > 1 and y.dtype is not plan.accumulate:
+        return True  # no room for sums was asked for
+    return _work(plan.m, plan.k, plan.n) * _GATHERED <= _most((b.dtype,))
+
+
+def _is_gathered(plan: Plan, b: Buffer) -> bool:
+    return b.strides[-1] != 1 and plan.n > 1
 
 
 def _small_call(
@@ -212,7 +234,7 @@ def _small_call(
 ) -> KernelCall:
     """Constants depend on dtypes and on whether b's rows are in one piece: else it is gathered,
     which more rows of a have to pay for."""
-    gathered = b.strides[-1] != 1 and plan.n > 1
+    gathered = _is_gathered(plan, b)
     wide = plan.accumulate.bits == 64
     rows = 8 if gathered and not wide else 4
     columns = 16 if gathered or wide else 32
@@ -231,9 +253,7 @@ def _small_call(
 
 def _is_direct(plan: Plan, b: Buffer) -> bool:
     """Whether b's rows can be read where they are, and copying would not pay."""
-    if b.strides[-1] != 1 and plan.n > 1:
-        return False
-    return plan.m <= _FEW_ROWS
+    return plan.m <= _FEW_ROWS and not _is_gathered(plan, b)
 
 
 def _direct_call(
