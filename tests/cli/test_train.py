@@ -72,6 +72,14 @@ def test_gpt_from_text_to_a_file_that_runs(run: Run, text: Path, tmp_path: Path)
     assert status == 0, err
     assert [e["step"] for e in read_record(out / "record.jsonl")] == list(range(1, 13))
     assert json.loads((out / "run.json").read_text())["settings"]["width"] == 32
+    # what a model of other sizes asks for is refused and forgotten
+    status, _, err = run("gpt", "--resume", "--out", out, "--width", 64, "--steps", 20)
+    assert status == 1
+    assert "the model wants" in err
+    assert json.loads((out / "run.json").read_text())["settings"]["width"] == 32
+    status, _, err = run("gpt", "--resume", "--out", out, "--steps", 13, "--sample", 0)
+    assert status == 0, err
+
     status, _, err = run("llama", "--resume", "--out", out)
     assert status == 1
     assert "holds a run of `train gpt`, not of `train llama`" in err

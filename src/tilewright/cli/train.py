@@ -97,13 +97,14 @@ def _run(ctx: typer.Context, recipe: str) -> None:
         for name, value in ctx.params.items()
         if getattr(ctx.get_parameter_source(name), "name", "") not in ("DEFAULT", "DEFAULT_MAP")
     }
+    before = run.look_before(ctx.params["out"])
     settings = run.begin_run(str(ctx.command.name), dict(ctx.params), given)
     if settings["threads"] is not None:
         os.environ["TILEWRIGHT_THREADS"] = str(settings["threads"])
     try:
         getattr(run, recipe)(settings, _show)
     except BaseException:
-        run.abandon_run(settings)
+        run.abandon_run(before)
         raise
 
 

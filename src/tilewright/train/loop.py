@@ -195,6 +195,11 @@ class Trainer:
                 f"the data ended after step {self.step} of {self.options.steps}: a loader for "
                 "training goes on without end (epochs=None)"
             )
+        if isinstance(batch, Mapping) or not isinstance(batch, Sequence):
+            raise TrainingError(
+                f"batches are tuples of arrays, the loader gave a {type(batch).__name__}: give it "
+                "a tuple of arrays, or a transform that makes one"
+            )
         return batch
 
     # the run

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from tilewright.errors import FormatError, TrainingError
@@ -30,11 +30,13 @@ from tilewright.train.recipes.mnist import mnist_options, run_mnist
 from tilewright.train.recipes.text import TextData, prepare_text, reopen_text
 
 __all__ = [
+    "Before",
     "Show",
     "abandon_run",
     "begin_run",
     "language_options",
     "load_best",
+    "look_before",
     "open_text",
     "run_digits",
     "run_gpt",
@@ -95,13 +97,42 @@ def _has_begun(folder: str) -> bool:
     return record or bool(list_checkpoints(os.path.join(folder, "checkpoints")))
 
 
-def abandon_run(settings: Mapping[str, Any]) -> None:
-    """After an error: a folder whose run never came to its first step holds none."""
-    folder = os.fspath(settings["out"])
-    if settings["resume"] or os.path.exists(os.path.join(folder, "record.jsonl")):
+@dataclass(frozen=True)
+class Before:
+    """A run's folder before a sitting: its settings, and size and time of its record."""
+
+    folder: str
+    settings: bytes | None
+    record: tuple[int, int] | None
+
+
+def look_before(folder: str | os.PathLike[str]) -> Before:
+    """What :func:`abandon_run` goes back to."""
+    settings = None
+    with contextlib.suppress(OSError), open(os.path.join(folder, _SETTINGS), "rb") as file:
+        settings = file.read()
+    return Before(os.fspath(folder), settings, _stamp(folder))
+
+
+def abandon_run(before: Before) -> None:
+    """After an error: settings that never came to a step of this sitting are not the run's."""
+    if _stamp(before.folder) != before.record:
         return
+    path = os.path.join(before.folder, _SETTINGS)
     with contextlib.suppress(OSError):
-        os.unlink(os.path.join(folder, _SETTINGS))
+        if before.settings is None:
+            os.unlink(path)
+        else:
+            with atomic_file(path) as file:
+                file.write(before.settings)
+
+
+def _stamp(folder: str | os.PathLike[str]) -> tuple[int, int] | None:
+    try:
+        found = os.stat(os.path.join(folder, "record.jsonl"))
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _plain(value: Any) -> Any:
