@@ -168,7 +168,30 @@ def one_value_for_both() -> Case:
     return step, [a, b], lambda i: (some(5, seed=i + 10),)
 
 
+def part_of_what_is_computed() -> Case:
+    s = some(5)
+
+    def step(x: Tensor) -> Tensor:
+        s.assign(tw.cumulative_sum(x * 2.0)[:5])
+        return s * 1.0
+
+    return step, [s], lambda i: (some(400, seed=i),)
+
+
+def odd_layouts() -> Case:
+    a, b = some(1, 8), some(2, 8, seed=1)
+
+    def step() -> Tensor:
+        kept = a.detach()
+        a.assign((b * 2.0).max(axis=0, keepdims=True))
+        b.assign(tw.flip(b, axis=1) + kept)
+        return a * 2.0
+
+    return step, [a, b], no_arguments
+
+
 CASES = [
+    part_of_what_is_computed, odd_layouts,
     moved_along, view_of_the_old_value, the_old_value_itself, read_across_and_along,
     read_after_another_was_stored, also_an_argument, arguments_that_are_one, assigned_argument,
     assigned_copy, two_tensors_of_one_value, two_tensors_of_one_lazy_value, swapped,
@@ -221,6 +244,20 @@ def test_gradients_arrive_at_arguments() -> None:
     np.testing.assert_array_equal(w.grad.numpy(), 2 * w.numpy())
     compiled(w)
     np.testing.assert_array_equal(w.grad.numpy(), 4 * w.numpy())
+
+
+def test_gradients_pass_what_changes_nothing() -> None:
+    w = some(5)
+    w.requires_grad = True
+    (+w * 2.0 + w.astype(tw.float32)).sum().backward()
+    np.testing.assert_array_equal(w.grad.numpy(), np.full(5, 3, np.float32))
+
+
+def test_nothing_behind_a_stopped_gradient_is_tracked() -> None:
+    w = some(5)
+    w.requires_grad = True
+    lazy = (w * 2.0).detach()
+    assert not tw.grad(lambda v: (v * v).sum())(lazy).requires_grad
 
 
 def test_state_made_inside_is_refused() -> None:

@@ -60,6 +60,10 @@ class _Storage:
     def base(self) -> int:
         return (self.number + 1) << _SHIFT
 
+    @property
+    def room(self) -> int:
+        return max(-(-self.nbytes // ALIGN) * ALIGN, ALIGN)
+
 
 @dataclass(frozen=True)
 class _HostCall:
@@ -263,10 +267,10 @@ def _pack_arena(storages: list[_Storage]) -> int:
     temporary = [s for s in storages if s.kind == "temporary" and s.last >= 0]
     for storage in sorted(temporary, key=lambda s: s.first):
         live = [s for s in live if s.last >= storage.first]
-        busy = sorted((s.offset, s.offset + s.nbytes) for s in live)
-        storage.offset = best_fit(busy, storage.nbytes)
+        busy = sorted((s.offset, s.offset + s.room) for s in live)
+        storage.offset = best_fit(busy, storage.room)
         live.append(storage)
-        total = max(total, storage.offset + storage.nbytes)
+        total = max(total, storage.offset + storage.room)
     return total
 
 
@@ -412,8 +416,7 @@ class _Builder:
     # --- memory ----------------------------------------------------------------------------------
 
     def _storage(self, nbytes: int, kind: str = "temporary") -> _Storage:
-        rounded = max(-(-nbytes // ALIGN) * ALIGN, ALIGN)
-        storage = _Storage(len(self.storages), rounded, kind)
+        storage = _Storage(len(self.storages), nbytes, kind)
         self.storages.append(storage)
         return storage
 
@@ -567,6 +570,8 @@ class _Builder:
         if storage.kind != "output" or new.pointer != storage.base or ours.last > storage.first:
             return False
         if any(out.place == ours.number for out in self.outputs):  # a view of the old value
+            return False
+        if storage.nbytes > old.nbytes:  # the root is a part of what is computed
             return False
         if (old.shape, old.strides, old.dtype) != (new.shape, new.strides, new.dtype):
             return False

@@ -148,10 +148,16 @@ def _variables(tree: Any) -> tuple[Any, list[Tensor]]:
 def _tracked_outside(roots: Sequence[Node], inner: Sequence[Tensor]) -> bool:
     """Whether ``roots`` depend on a leaf or an outer transformation's variable."""
     mine = {id(t) for t in inner}
-    for node in topological(roots):
+    stack = list(roots)
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
         tensor = None if node.owner is None else node.owner()
         if tensor is not None and tensor._tracks in (LEAF, VARIABLE) and id(tensor) not in mine:
             return True
+        if node.op != "stop_gradient":
+            stack += [i for i in node.inputs if i not in seen]
+            seen.update(node.inputs)
     return False
 
 

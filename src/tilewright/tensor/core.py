@@ -546,7 +546,7 @@ def _is_waiting(tensor: Tensor | None) -> bool:
 
 
 def _same(node: Node) -> Node:
-    return fresh(node) if node.op == "data" else node
+    return node
 
 
 def _same_kind(given: DType, wanted: DType) -> bool:
