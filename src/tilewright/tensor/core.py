@@ -78,13 +78,13 @@ class Tensor(Conversions, Methods):
         node: the graph node (for the rooms that build on tensors).
     """
 
-    __slots__ = ("__weakref__", "_tracks", "grad", "node")
+    __slots__ = ("__weakref__", "_grad", "_tracks", "node")
 
     __array_ufunc__ = None  # NumPy arrays leave mixed operators to this class, which refuses them
 
     def __init__(self, data: Any, dtype: Any = None, requires_grad: bool = False) -> None:
         self._tracks = PLAIN
-        self.grad: Tensor | None = None
+        self._grad: Tensor | None = None
         if isinstance(data, Node):
             other = None if data.owner is None else data.owner()
             if other is not None:  # no two tensors have one node: each may be assigned to
@@ -156,6 +156,19 @@ class Tensor(Conversions, Methods):
         if n < 2:
             raise ShapeError(f"mT exchanges the last two axes, the tensor has shape {self.shape}")
         return apply(views.permute, self, axes=(*range(n - 2), n - 1, n - 2))
+
+    @property
+    def grad(self) -> Tensor | None:
+        """Where :meth:`backward` of a loss leaves the gradient."""
+        if mode.trace is not None:
+            mode.trace.read_grad(self, self._grad)
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if mode.trace is not None:
+            mode.trace.record_grad(self, self._grad)
+        self._grad = value
 
     @property
     def requires_grad(self) -> bool:
@@ -249,6 +262,7 @@ class Tensor(Conversions, Methods):
         waiting = old.value is None and old.owner is not None and old.owner() is self
         if waiting and old in pending([node]):
             realize_nodes([old])
+            old.op, old.inputs, old.attrs = "data", (), {}  # or every step would hold the one before
         mode.assigned.append(weakref.ref(self))
         if len(mode.assigned) > _MANY_ASSIGNED:
             mode.assigned = [ref for ref in mode.assigned if _is_waiting(ref())]
