@@ -260,6 +260,11 @@ def test_nothing_behind_a_stopped_gradient_is_tracked() -> None:
     assert not tw.grad(lambda v: (v * v).sum())(lazy).requires_grad
 
 
+def test_two_truths_are_no_more_than_one() -> None:
+    x = Tensor([True, False, True])
+    np.testing.assert_array_equal((x + x).astype(tw.float32).numpy(), [1, 0, 1])
+
+
 def test_state_made_inside_is_refused() -> None:
     made: dict[str, Tensor] = {}
 

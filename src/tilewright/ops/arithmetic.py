@@ -160,7 +160,12 @@ def _scaled(x: np.ndarray, factor: float) -> np.ndarray:
 # --- arithmetic ----------------------------------------------------------------------------------
 
 elementwise(
-    "add", "{0} + {1}", np.add, lambda g, z, x, y: g, lambda g, z, x, y: g, kinds=NUMBERS + "b"
+    "add",
+    lambda node: "{0} | {1}" if node.dtype.kind == "b" else "{0} + {1}",  # True and True: not 2
+    np.add,
+    lambda g, z, x, y: g,
+    lambda g, z, x, y: g,
+    kinds=NUMBERS + "b",
 )
 elementwise(
     "sub", "{0} - {1}", np.subtract, lambda g, z, x, y: g, lambda g, z, x, y: neg(g), kinds=NUMBERS
