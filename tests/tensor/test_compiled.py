@@ -206,3 +206,42 @@ def test_compiled_inside_compiled_is_one_program() -> None:
     outer = compile(lambda x: inner(x) * 2.0)
     assert outer(Tensor([1.0])).item() == 4.0
     assert inner.programs == 0
+
+
+def test_gradients_may_be_made_and_used_by_two_compiled_functions() -> None:
+    first, second = parameters(), parameters()
+    dynamic = trainer(first, SGD(first, lr=0.1))
+    optimizer = SGD(second, lr=0.1)
+    gather = compile(lambda x, y: _accumulate(second, x, y))
+
+    def apply() -> None:
+        optimizer.step()
+        optimizer.zero_grad()
+
+    update = compile(apply)
+    for i in range(4):
+        expected = dynamic(*batch(i))  # type: ignore[operator]
+        assert gather(*batch(i)).item() == expected.item()
+        update()
+        assert all(p.grad is None for p in second)
+    for p, q in zip(first, second):
+        np.testing.assert_array_equal(p.numpy(), q.numpy())
+    assert (gather.programs, update.programs) == (1, 1)
+
+
+def test_clearing_gradients_first_does_not_trace_every_call_anew() -> None:
+    params = parameters()
+
+    def fresh(x: Tensor, y: Tensor) -> Tensor:
+        for p in params:
+            p.grad = None
+        return _accumulate(params, x, y)
+
+    compiled = compile(fresh)
+    for i in range(4):
+        compiled(*batch(i))
+        found = [p.grad.numpy().copy() for p in params]
+        fresh(*batch(i))
+        for p, g in zip(params, found):
+            np.testing.assert_array_equal(p.grad.numpy(), g)
+    assert compiled.programs <= 2

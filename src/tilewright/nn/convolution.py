@@ -11,9 +11,9 @@ from tilewright.errors import ShapeError
 from tilewright.nn import functional as F
 from tilewright.nn.layers import uniform_parameter
 from tilewright.nn.module import Module, Parameter
-from tilewright.tensor.core import Tensor, realize_along
+from tilewright.tensor.core import Tensor
 from tilewright.tensor.creation import ones, zeros
-from tilewright.tensor.modes import no_grad
+from tilewright.tensor.modes import no_grad, realize_along
 
 __all__ = [
     "AdaptiveAvgPool1d",

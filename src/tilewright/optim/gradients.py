@@ -26,8 +26,6 @@ __all__ = ["LossScaler", "accumulate", "clip_grad_norm", "clip_grad_value"]
 
 
 def _set(p: Tensor, grad: Tensor | None) -> None:
-    if mode.trace is not None:
-        mode.trace.record_grad(p)
     p.grad = grad
 
 

@@ -75,8 +75,6 @@ def backward(
         if gradient is not None:
             fresh[tensor] = ew.add(fresh[tensor], gradient) if tensor in fresh else gradient
     for tensor, node in fresh.items():
-        if mode.trace is not None:
-            mode.trace.record_grad(tensor)
         if tensor.grad is not None:
             node = ew.add(tensor.grad.node, node)
         tensor.grad = Tensor(node)

@@ -194,7 +194,8 @@ class _Tracer:
         self.known = known
         self.stand_ins: dict[Tensor, int] = {}
         self.assigned: dict[Tensor, tuple[Node, int]] = {}
-        self.graded: dict[Tensor, Tensor | None] = {}
+        self.graded: dict[Tensor, Tensor | None] = {}  # gradients before they were replaced
+        self.grads_read: dict[Tensor, Tensor | None] = {}
         self.flags: dict[int, tuple[Any, bool | None]] = {}  # by id; None: set here
 
     # what tensors report while they are traced
@@ -203,9 +204,14 @@ class _Tracer:
         """``tensor`` was given another node."""
         self.assigned.setdefault(tensor, (old, tensor._tracks))
 
-    def record_grad(self, tensor: Tensor) -> None:
+    def record_grad(self, tensor: Tensor, old: Tensor | None) -> None:
         """The ``grad`` of ``tensor`` is about to be replaced."""
-        self.graded.setdefault(tensor, tensor.grad)
+        self.graded.setdefault(tensor, old)
+
+    def read_grad(self, tensor: Tensor, grad: Tensor | None) -> None:
+        """Somebody looked at the ``grad`` of ``tensor``."""
+        if tensor not in self.graded:
+            self.grads_read.setdefault(tensor, grad)
 
     def record_flag(self, owner: Any, value: bool | None) -> None:
         """The mode of a module was looked at (the value), or is about to be set (None)."""
@@ -231,11 +237,18 @@ class _Tracer:
             outputs = [t.node for t in leaves(result)]  # before tensors get their old values back
             states = self._states(start)
         finally:
-            grads = self._restore(start)
+            grads, cleared = self._restore(start)
         made = [weakref.ref(t) for t, (old, _) in self.assigned.items() if old.index >= start]
         self.assigned.clear()
         self.graded.clear()
         entry = self._finish(result, outputs, states, grads, at, start)
+        entry.cleared = [self._holder(t) for t in cleared]
+        entry.grads_read = [
+            (self._holder(t), grad is not None)
+            for t, grad in self.grads_read.items()
+            if t.node.index < start
+        ]
+        self.grads_read.clear()
         flags = self.flags.values()
         entry.flags = [(weakref.ref(owner), v) for owner, v in flags if v is not None]
         del result, states, grads
@@ -260,21 +273,28 @@ class _Tracer:
             if old.index < start and tensor.node is not old
         ]
 
-    def _restore(self, start: int) -> list[tuple[Tensor, Tensor | None, Tensor]]:
-        """Undo what the function did to tensors; returns the gradients that it left."""
-        grads = []
+    def _restore(
+        self, start: int
+    ) -> tuple[list[tuple[Tensor, Tensor | None, Tensor]], list[Tensor]]:
+        """Undo what the function did to tensors.
+
+        Returns the gradients that it left, (tensor, old one, new one), and the tensors whose
+        gradients it used up or cleared.
+        """
+        grads, cleared = [], []
         for tensor, old in self.graded.items():
             left, tensor.grad = tensor.grad, old
-            if tensor in self.assigned or tensor.node.index >= start:
-                if tensor.node.index < start:
-                    tensor.grad = None
-                continue
-            if left is not None and left is not old:
+            first = self.assigned[tensor][0] if tensor in self.assigned else tensor.node
+            if first.index >= start:
+                continue  # made by the function
+            if tensor in self.assigned or left is None:
+                cleared.append(tensor)
+            elif left is not old:
                 grads.append((tensor, old, left))
         for tensor, (node, tracks) in self.assigned.items():
             if node.index < start:
                 tensor.node, tensor._tracks = node, tracks
-        return grads
+        return grads, cleared
 
     def _finish(
         self,
@@ -294,7 +314,7 @@ class _Tracer:
             _realize_outside(outside)
         unique = list(dict.fromkeys(r for r in roots if r.value is None))
         order = pending(unique)
-        for t, old, _ in grads:
+        for t, old in [*self.grads_read.items(), *((t, old) for t, old, _ in grads)]:
             if old is not None and old.node.value is not None:
                 at[old.node] = _Grad(self._holder(t))
         bindings: list[Any] = []
@@ -387,6 +407,10 @@ class _Entry:
         self.states = states
         self.grads = grads
         self.flags: list[tuple[weakref.ref[Any], bool]] = []  # modules and their ``training``
+        self.grads_read: list[
+            tuple[_Holder, bool]
+        ] = []  # whose ``grad`` was looked at: was it there
+        self.cleared: list[_Holder] = []  # whose ``grad`` is None after a call
         self.arena = take(program.arena_bytes)
         self.spare: list[Memory | None] = [None] * len(program.output_bytes)
         # the shape of the result, without the trace in it
@@ -395,7 +419,8 @@ class _Entry:
     def outside(self) -> list[weakref.ref[Tensor]]:
         """The tensors that are no arguments."""
         found = [b[0] for b in self.bindings if type(b) is tuple]
-        return found + [h for h, *_ in [*self.states, *self.grads] if not isinstance(h, int)]
+        others = [*self.states, *self.grads, *self.grads_read]
+        return found + [h for h, *_ in others if not isinstance(h, int)]
 
     def holds(self, tensors: Sequence[Tensor]) -> bool:
         """Whether what the trace assumed about gradients and modules' modes is still so."""
@@ -403,9 +428,8 @@ class _Entry:
             owner = ref()
             if owner is not None and owner.training is not value:
                 return False
-        return all(
-            (_held(holder, tensors).grad is not None) == had for holder, had, _ in self.grads
-        )
+        assumed = [*self.grads_read, *((holder, had) for holder, had, _ in self.grads)]
+        return all((_held(h, tensors).grad is not None) == had for h, had in assumed)
 
     def run(self, tensors: Sequence[Tensor]) -> Any:
         for holder, _, in_place in self.states:
@@ -445,6 +469,8 @@ class _Entry:
             own(node, tensor)
         for (holder, _, _), grad in zip(self.grads, left):
             _held(holder, tensors).grad = grad
+        for holder in self.cleared:
+            _held(holder, tensors).grad = None
         return replaced(self.result, made)
 
     def _leaf(self, binding: Any, tensors: Sequence[Tensor]) -> Buffer:

@@ -37,7 +37,7 @@ from tilewright.tensor.nodes import (
     own,
     whole_quotient,
 )
-from tilewright.tensor.promotion import DEFAULT_FLOAT, promoted, scalar_dtype
+from tilewright.tensor.promotion import DEFAULT_FLOAT, promoted, same_kind, scalar_dtype
 
 __all__ = [
     "DERIVED",
@@ -52,7 +52,6 @@ __all__ = [
     "number_node",
     "own",
     "realize",
-    "realize_along",
     "source",
     "wrap",
 ]
@@ -159,7 +158,7 @@ class Tensor(Conversions, Methods):
 
     @property
     def grad(self) -> Tensor | None:
-        """Where :meth:`backward` of a loss leaves the gradient."""
+        """What :meth:`backward` of a loss has left."""
         if mode.trace is not None:
             mode.trace.read_grad(self, self._grad)
         return self._grad
@@ -262,7 +261,11 @@ class Tensor(Conversions, Methods):
         waiting = old.value is None and old.owner is not None and old.owner() is self
         if waiting and old in pending([node]):
             realize_nodes([old])
-            old.op, old.inputs, old.attrs = "data", (), {}  # or every step would hold the one before
+            old.op, old.inputs, old.attrs = (
+                "data",
+                (),
+                {},
+            )  # or every step would hold the one before
         mode.assigned.append(weakref.ref(self))
         if len(mode.assigned) > _MANY_ASSIGNED:
             mode.assigned = [ref for ref in mode.assigned if _is_waiting(ref())]
@@ -290,7 +293,7 @@ class Tensor(Conversions, Methods):
             return self.assign(result)
         node = result.node
         if node.dtype is not self.node.dtype:
-            if not _same_kind(node.dtype, self.node.dtype):
+            if not same_kind(node.dtype, self.node.dtype):
                 raise DTypeError(f"in place: a result of {node.dtype} does not fit {self.dtype}")
             node = cast_node(node, self.node.dtype)
         self._rebind(node, result._tracks)
@@ -563,25 +566,7 @@ def _same(node: Node) -> Node:
     return node
 
 
-def _same_kind(given: DType, wanted: DType) -> bool:
-    """Whether an in-place operator may store ``given`` as ``wanted``."""
-    order = "biuf"
-    return order.index(given.kind) <= order.index(wanted.kind) or (
-        given.is_integer and wanted.is_integer
-    )
-
-
 # realising
-
-
-def realize_along(tensor: Tensor) -> None:
-    """Compute ``tensor`` together with whatever is computed next.
-
-    For state that changes as a by-product (running statistics): on its own it would cost the work
-    it shares with the rest a second time, and left alone it would keep its history alive.
-    """
-    if mode.trace is None:
-        mode.along = [*(mode.along or ()), weakref.ref(tensor)]
 
 
 def realize(*tensors: Tensor) -> None:

@@ -15,7 +15,7 @@ from tilewright.graph import Node
 if TYPE_CHECKING:
     from tilewright.tensor.core import Tensor
 
-__all__ = ["Trace", "mode", "no_grad", "trace_error", "tracing"]
+__all__ = ["Trace", "mode", "no_grad", "realize_along", "trace_error", "tracing"]
 
 
 class Trace(Protocol):
@@ -23,7 +23,9 @@ class Trace(Protocol):
 
     def record_assign(self, tensor: Tensor, old: Node, new: Node) -> None: ...
 
-    def record_grad(self, tensor: Tensor) -> None: ...
+    def record_grad(self, tensor: Tensor, old: Tensor | None) -> None: ...
+
+    def read_grad(self, tensor: Tensor, grad: Tensor | None) -> None: ...
 
     def record_flag(self, owner: Any, value: bool | None) -> None: ...
 
@@ -77,3 +79,13 @@ def trace_error(what: str, tensor: Tensor) -> TraceError:
         "function is being traced, and there are no values yet. Return the tensor and look at it "
         "outside, use where() instead of a branch on a value, or do not compile the function."
     )
+
+
+def realize_along(tensor: Tensor) -> None:
+    """Compute ``tensor`` together with whatever is computed next.
+
+    For state that changes as a by-product (running statistics): on its own it would cost the work
+    it shares with the rest a second time, and left alone it would keep its history alive.
+    """
+    if mode.trace is None:
+        mode.along = [*(mode.along or ()), weakref.ref(tensor)]

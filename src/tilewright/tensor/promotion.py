@@ -40,6 +40,7 @@ __all__ = [
     "Number",
     "as_dtype",
     "promoted",
+    "same_kind",
     "scalar_dtype",
 ]
 
@@ -148,3 +149,11 @@ def as_dtype(dtype: object) -> DType:
         names = ", ".join(str(d) for d in ALL)
         raise DTypeError(f"no dtype is called {dtype!r}; tensors have: {names}")
     return found
+
+
+def same_kind(given: DType, wanted: DType) -> bool:
+    """Whether an in-place operator may store ``given`` as ``wanted``."""
+    order = "biuf"
+    return order.index(given.kind) <= order.index(wanted.kind) or (
+        given.is_integer and wanted.is_integer
+    )
