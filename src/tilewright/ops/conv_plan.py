@@ -261,4 +261,5 @@ def weight_gradient_calls(
         rows = (halo.low[1], whole.size[1])
     if _flattens(part, source, grad):
         part, source, grad, rows = _flat(part), row_of(source), row_of(grad), (0, 1)
-    return calls + weight_tile_calls(part, source, grad, out, *workspace[-2:], rows)
+    transposed, sums = workspace[-2:]
+    return calls + weight_tile_calls(part, source, grad, out, transposed, sums, rows)
