@@ -588,8 +588,9 @@ def realize(*tensors: Tensor) -> None:
 def _settle(tensor: Tensor) -> None:
     """Forget how a value was computed, unless gradients may want to know."""
     node = tensor.node
-    if tensor._tracks < DERIVED and node.op != "data":
+    if tensor._tracks == LEAF:  # stays the node that graphs lead to: gradients are added up there
+        node.op, node.inputs, node.attrs = "data", (), {}
+        own(node, tensor)
+    elif tensor._tracks == PLAIN and node.op != "data":
         tensor.node = data_node(node.value)
         own(tensor.node, tensor)
-    if tensor._tracks == LEAF:
-        own(node, tensor)  # graphs that were built before lead to this node
