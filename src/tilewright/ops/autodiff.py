@@ -80,7 +80,7 @@ def vjp(outputs: Sequence[Node], cotangents: Grads, wrt: Sequence[Node]) -> list
     Raises :class:`ShapeError` when a cotangent does not match its output, and
     :class:`UnsupportedError` when a path to ``wrt`` leads through an op without gradient.
     """
-    return _backward(_ordered(outputs, _behind), outputs, cotangents, wrt)
+    return _backward(_ordered(outputs, _flowing), outputs, cotangents, wrt)
 
 
 def local_vjp(outputs: Sequence[Node], cotangents: Grads, wrt: Sequence[Node]) -> list[Node | None]:
@@ -88,7 +88,7 @@ def local_vjp(outputs: Sequence[Node], cotangents: Grads, wrt: Sequence[Node]) -
 
     For rules that differentiate a small graph of their own, whatever it hangs on.
     """
-    return _backward(_ordered(outputs, _behind, wrt), outputs, cotangents, wrt)
+    return _backward(_ordered(outputs, _flowing, wrt), outputs, cotangents, wrt)
 
 
 def _behind(node: Node) -> tuple[Node, ...]:
@@ -121,6 +121,16 @@ def _ordered(
             done.add(node)
             order.append(node)
     return order
+
+
+def _flowing(node: Node) -> tuple[Node, ...]:
+    """What a gradient may flow to: whether the rest is known changes no order of additions."""
+    if isinstance(node, RuledNode):
+        return _behind(node)
+    stops = node.op == "stop_gradient" or not (
+        node.dtype.is_float or node.op == "part" or _has_parts(node)
+    )
+    return () if stops else _behind(node)
 
 
 def _backward(
