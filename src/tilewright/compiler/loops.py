@@ -441,7 +441,7 @@ class _Kernel(Walk):
         name, strides = self.patterns[node, m]
         terms, is_block = [], False
         for i, axis in enumerate(self.axes):
-            if not any(strides[axis.first : int(axis.index) + 1]):
+            if not any(strides[axis.first : axis.last + 1]):
                 continue
             index = self.names[id(axis)]
             if axis is self.axes[-1]:
@@ -457,7 +457,7 @@ class _Kernel(Walk):
             self.sizes[size] = self._stride(strides, axis)
             return f"{index} * {size}"
         terms, rest = [], f"({index})"
-        for d in range(int(axis.index), axis.first - 1, -1):
+        for d in range(axis.last, axis.first - 1, -1):
             step, size = f"{label}_step{d}", f"{label}_size{d}"
             self.sizes[step], self.sizes[size] = strides[d], self.domain[d]
             part = rest if d == axis.first else f"({rest} % {size})"

@@ -101,7 +101,6 @@ class StaticProgram:
     """Launches in order, ready to be given addresses. See :func:`build`.
 
     Attributes:
-        n_leaves: how many nodes with a value it reads, in the order of their addresses.
         in_place: by number of the root, the leaf that it overwrites.
         scalar_positions: where its numbers stand in the order that it was built from.
         outputs: where each root lies.
@@ -113,16 +112,15 @@ class StaticProgram:
         scalars: list[Node] = []
         self.pool = pool
         storages = builder.storages
-        self.n_leaves = len(builder.leaves)
         fresh = [s for s in storages if s.kind == "output"]
         self.output_bytes = [s.nbytes for s in fresh]
-        place = {s.number: i for i, s in enumerate(s for s in storages if s.kind == "leaf")}
-        place |= {s.number: self.n_leaves + i for i, s in enumerate(fresh)}
+        named = [*(s for s in storages if s.kind == "leaf"), *fresh]
+        place = {s.number: i for i, s in enumerate(named)}
         place |= {s.number: place[s.over] for s in storages if s.kind == "alias"}
         self.in_place = builder.in_place
         self.outputs = [replace(o, place=place[o.place]) for o in builder.outputs]
         self.arena_bytes = _pack_arena(storages)
-        arena = self.n_leaves + len(fresh)
+        arena = len(named)
         self.segments: list[LaunchTable | _HostCall] = []
         self._patches: list[Any] = []  # per table: (slot, source, offset), as rows or as columns
         self._numbers: list[list[tuple[int, int]]] = []  # per table: (slot, scalar)
@@ -302,11 +300,12 @@ class _Builder:
         self.buffers: dict[Node, Buffer] = {}
         self.calls: list[KernelCall | _HostCall] = []
         self.generated: dict[int, Callable[[], Walk]] = {}  # by id of a generated kernel's call
-        self.leaves: list[Node] = []
+        self.parts: dict[Node, list[Node]] = {}
         for node in order:
             if node.value is not None:
-                self.leaves.append(node)
                 self._leaf(node)
+            elif node.op == "part":
+                self.parts.setdefault(node.inputs[0], []).append(node)
         self.groups, self.cheap = partition(order, roots)
         self.group_of = {m: g for g in self.groups for m in g.members}
         self.stored: set[Node] = set()
@@ -488,9 +487,8 @@ class _Builder:
         if entry.infer_parts is not None:
             parts = entry.infer_parts(node.inputs, node.attrs)
             outs = [self._fresh(dtype, shape) for shape, dtype in parts]
-            for part in self.order:
-                if part.op == "part" and part.inputs[0] is node:
-                    self.buffers[part] = outs[part.attrs["index"]]
+            for part in self.parts.get(node, ()):
+                self.buffers[part] = outs[part.attrs["index"]]
         else:
             outs = self.buffers[node] = self._fresh(node.dtype, node.shape)
         if entry.calls is None:

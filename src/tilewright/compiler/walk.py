@@ -40,12 +40,12 @@ class Operand:
 
 @dataclass
 class Axis:
-    """Axes of the domain that are walked as one."""
+    """Axes of the domain, ``first`` to ``last``, that are walked as one."""
 
     first: int
+    last: int
     size: int
     reduced: bool
-    index: str = ""
 
 
 def pieces(group: Group) -> tuple[int, int]:
@@ -171,35 +171,34 @@ class Walk:
         axes: list[Axis] = []
         for d, n in enumerate(self.domain):
             reduced = d in self.reduced
-            last = axes[-1] if axes else None
+            before = axes[-1] if axes else None
             if (
-                last is not None
-                and last.reduced == reduced
+                before is not None
+                and before.reduced == reduced
                 and not (d == self.lane and reduced)
-                and not (self.split and reduced and last.first == min(self.reduced))
-                and all(_joins(v, last, d, n) for v in vectors)
+                and not (self.split and reduced and before.first == min(self.reduced))
+                and all(strides[d - 1] == strides[d] * n for strides in vectors)
             ):
-                last.size *= n
-                last.first = last.first  # strides are those of the last axis merged
-                last.index = f"{d}"
+                before.size *= n
+                before.last = d
                 continue
-            axes.append(Axis(d, n, reduced, f"{d}"))
+            axes.append(Axis(d, d, n, reduced))
         if self.lane_reduced:
             while len(axes) > 1 and axes[-2].reduced and axes[-1].size < _NARROW:
                 if self.split and axes[-2].first == min(self.reduced):
                     break
                 before = axes.pop(-2)
-                axes[-1] = Axis(before.first, before.size * axes[-1].size, True, axes[-1].index)
+                axes[-1].first = before.first
+                axes[-1].size *= before.size
         return axes
 
     def _stride(self, strides: Sequence[int], axis: Axis) -> int:
-        return strides[int(axis.index)]
+        return strides[axis.last]
 
     def _is_flat(self, strides: Sequence[int], axis: Axis) -> bool:
         """Whether one stride describes all the axes that ``axis`` joins."""
         return all(
-            strides[d] == strides[d + 1] * self.domain[d + 1]
-            for d in range(axis.first, int(axis.index))
+            strides[d] == strides[d + 1] * self.domain[d + 1] for d in range(axis.first, axis.last)
         )
 
     def _grid(self, kept: list[Axis]) -> tuple[int, ...]:
@@ -217,7 +216,7 @@ class Walk:
         return (*grid, *sizes) or (1,)
 
     def _uses(self, operand: Operand) -> list[Axis]:
-        return [a for a in self.axes if any(operand.strides[a.first : int(a.index) + 1])]
+        return [a for a in self.axes if any(operand.strides[a.first : a.last + 1])]
 
     def _gathers(self, operand: Operand) -> bool:
         """Whether the lanes do not lie a constant stride apart."""
@@ -261,7 +260,3 @@ class Walk:
         """Whether a value with this map changes inside a pass."""
         loop = self.reduced if self.reduced else {self.lane}
         return any(d in loop for d in m)
-
-
-def _joins(strides: Sequence[int], last: Axis, d: int, n: int) -> bool:
-    return strides[d - 1] == strides[d] * n

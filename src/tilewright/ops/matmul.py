@@ -1,4 +1,4 @@
-"""``y = x @ W^T`` with float weights, and ``matmul`` of two plain arrays.
+"""``y = x @ W^T`` with float weights; products of two plain arrays are in ``gemm``.
 
 Contract: an output is one f32 accumulator, one fused multiply-add per k, k ascending, whatever the
 tile, the number of tokens or threads. f16 and bf16 weights are widened exactly, so the only
@@ -11,14 +11,11 @@ rounding is the accumulator's. Partial sums that wait in memory between chunks o
 
 from __future__ import annotations
 
-import math
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from tilewright import lang as tl
 from tilewright.dtypes import f32
 from tilewright.errors import ShapeError
 from tilewright.lang import (
@@ -36,10 +33,10 @@ from tilewright.lang import (
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.packed import PANEL, PackedMatrix
 from tilewright.ops.quantized import FORMATS, QuantizedRows, no_epilogue, quantized_matmul_calls
-from tilewright.runtime.buffers import Buffer, empty, from_array
+from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
 
-__all__ = ["array_matmul_calls", "float_matmul_calls", "matmul", "matmul_calls", "matmul_reference"]
+__all__ = ["float_matmul_calls", "matmul_calls", "matmul_reference"]
 
 _CHUNK = 256
 _TILE = 8  # tokens whose 8 x 32 sums take half the registers and hide the latency
@@ -181,135 +178,3 @@ def matmul_calls(
 
         return generic_matmul_calls(weight, x, y, epilogue, extras)
     return float_matmul_calls(weight, x, y, epilogue, extras)
-
-
-# --- two plain arrays ----------------------------------------------------------------------------
-
-_ROWS = 8
-_BLOCK_ROWS = 512
-_MAX_BLOCK_K = 256
-
-
-@kernel
-def pack_columns(b: Array, packed: Array, KC: Const):
-    """b (K, N) -> packed (chunks, panels, KC, 32), zeros outside; one piece per program."""
-    chunk = program_id(1)
-    panel = program_id(0)
-    for k in range(KC):
-        packed[chunk, panel, k, 0:32] = b[chunk * KC + k, panel * 32 : panel * 32 + 32]
-
-
-@kernel
-def pack_rows(a: Array, packed: Array, KC: Const):
-    """a (M, K) -> packed (chunks, tiles, KC, 8), zeros outside; eight rows' chunk per program."""
-    chunk = program_id(1)
-    i = program_id(0)
-    for k in range(0, KC, 16):
-        block = a[i * 8 : i * 8 + 8, chunk * KC + k : chunk * KC + k + 16]
-        packed[chunk, i, k : k + 16, 0:8] = block.T
-
-
-@kernel
-def packed_matmul(a: Array, b: Array, y: Array, MC: Const, KC: Const):
-    """y (M, N) from a (chunks, tiles, 8, KC), k-major in memory, and b (chunks, panels, KC, 32).
-
-    A program makes MC rows of a panel; its sums wait in scratch between chunks of k.
-    """
-    panel = program_id(0)
-    first = program_id(1) * (MC // 8)
-    count = tl.minimum(MC // 8, a.shape[1] - first)
-    sums = scratch((MC, 32), f32)
-    for r in range(MC):
-        sums[r, 0:32] = zeros((32,), f32)
-    for chunk in range(a.shape[0]):
-        for i in range(count):
-            left = a[chunk, first + i, 0:8, 0:KC]
-            right = b[chunk, panel, 0:KC, 0:32]
-            acc = sums[i * 8 : i * 8 + 8, 0:32]
-            sums[i * 8 : i * 8 + 8, 0:32] = dot(left, right, acc)
-    for i in range(count):
-        row = (first + i) * 8
-        y[row : row + 8, panel * 32 : panel * 32 + 32] = sums[i * 8 : i * 8 + 8, 0:32]
-
-
-def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """``a @ b`` for float32 matrices (M, K) and (K, N), on all threads.
-
-    Both are packed first (a K-major copy of each), so any strides are fine. ``out`` (M, N) float32
-    is written and returned when given; it must not overlap ``a`` or ``b``.
-    """
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
-        raise ShapeError(f"matmul: a {a.shape} and b {b.shape} do not fit: wants (M, K) and (K, N)")
-    if a.dtype != np.float32 or b.dtype != np.float32:
-        raise ShapeError(f"matmul: wants float32 arrays, got {a.dtype} and {b.dtype}")
-    (m, k), n = a.shape, b.shape[1]
-    if out is None:
-        out = np.empty((m, n), np.float32)
-    elif out.shape != (m, n) or out.dtype != np.float32:
-        raise ShapeError(f"matmul: out is {out.dtype}{out.shape}, wants float32{(m, n)}")
-    if 0 in (m, n, k):
-        out[...] = 0
-        return out
-    calls = array_matmul_calls(from_array(a), from_array(b), from_array(out), _WORKSPACE.take)
-    for call in calls:
-        call.kernel[call.grid](*call.args, **call.consts)
-    return out
-
-
-class _Workspace(threading.local):
-    """Memory for packed operands, kept between calls: fresh pages cost as much as packing does.
-
-    Per thread, so that products on several threads do not meet; what is larger than
-    :data:`_KEPT_BYTES` is not kept.
-    """
-
-    def __init__(self) -> None:
-        self.kept: dict[int, Buffer] = {}
-
-    def take(self, number: int, shape: tuple[int, ...]) -> Buffer:
-        """Buffer ``number`` with this shape, f32; its contents are whatever was there."""
-        size = math.prod(shape)
-        found = self.kept.get(number)
-        if found is None or found.size < size:
-            found = empty(f32, (size,))
-            if found.nbytes <= _KEPT_BYTES:
-                self.kept[number] = found
-        return found.view(shape)
-
-
-_KEPT_BYTES = 128 << 20
-_WORKSPACE = _Workspace()
-
-
-def _fresh(number: int, shape: tuple[int, ...]) -> Buffer:
-    return empty(f32, shape)
-
-
-def array_matmul_calls(
-    a: Buffer,
-    b: Buffer,
-    y: Buffer,
-    memory: Callable[[int, tuple[int, ...]], Buffer] = _fresh,
-) -> list[KernelCall]:
-    """``y = a @ b``: a (M, K), b (K, N), y (M, N), f32, none of them empty.
-
-    ``memory(number, shape)`` gives the two buffers that the packed operands need.
-    """
-    (m, k), n = a.shape, b.shape[1]
-    tiles, panels, chunks = -(-m // _ROWS), -(-n // PANEL), -(-k // _MAX_BLOCK_K)
-    block_k = -(-k // (16 * chunks)) * 16  # even chunks, so that little of the last is padding
-    columns = memory(0, (chunks, panels, block_k, PANEL)).fix(2)
-    rows = memory(1, (chunks, tiles, block_k, _ROWS)).fix(2)
-    shape = (chunks, tiles, _ROWS, block_k)
-    by_row = rows.view(shape, (*rows.strides[:2], 1, _ROWS)).fix(2)
-    piece = {"KC": block_k}
-    return [
-        KernelCall(pack_columns, (panels, chunks), (b, columns), piece),
-        KernelCall(pack_rows, (tiles, chunks), (a, rows), piece),
-        KernelCall(
-            packed_matmul,
-            (panels, -(-m // _BLOCK_ROWS)),
-            (by_row, columns, y),
-            {"MC": _BLOCK_ROWS, "KC": block_k},
-        ),
-    ]

@@ -24,6 +24,7 @@ import numpy as np
 
 from tilewright.compiler.fusion import pending
 from tilewright.compiler.realize import located
+from tilewright.compiler.realize import realize as realize_nodes
 from tilewright.compiler.static import StaticProgram, build, scalar_bits
 from tilewright.dtypes import u8
 from tilewright.errors import TraceError
@@ -252,7 +253,8 @@ class _Tracer:
         flags = self.flags.values()
         entry.flags = [(weakref.ref(owner), v) for owner, v in flags if v is not None]
         del result, states, grads
-        if any(ref() is not None for ref in made) and gc.collect() >= 0:
+        if any(ref() is not None for ref in made):
+            gc.collect()  # what only a cycle of references holds is not kept
             for left in (kept for ref in made if (kept := ref()) is not None):
                 raise TraceError(
                     f"the compiled function made a {left.dtype} tensor of shape {left.shape}, "
@@ -311,7 +313,7 @@ class _Tracer:
             n for n in _edge(roots, start) if n.value is None and n.op not in ("const", "scalar")
         ]
         if outside:  # what was lazy before the trace is computed once, not in every call
-            _realize_outside(outside)
+            realize_nodes(outside)
         unique = list(dict.fromkeys(r for r in roots if r.value is None))
         order = pending(unique)
         for t, old in [*self.grads_read.items(), *((t, old) for t, old, _ in grads)]:
@@ -365,12 +367,6 @@ def _edge(roots: Sequence[Node], start: int) -> list[Node]:
         else:
             stack.extend(node.inputs)
     return list(found)
-
-
-def _realize_outside(nodes: Sequence[Node]) -> None:
-    from tilewright.compiler.realize import realize as realize_nodes
-
-    realize_nodes([n for n in nodes if n.op != "part" or n.value is None])
 
 
 def _binding(node: Node, at: dict[Node, Any]) -> Any:
