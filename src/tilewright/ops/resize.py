@@ -328,7 +328,7 @@ def _gradient(node: Node, grad: Node) -> tuple[Node, None, None]:
 
 def _transposed(ids: np.ndarray, weights: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """The tables of the transposed map, padded with weights of zero."""
-    outs, taps = ids.shape
+    taps = ids.shape[1]
     order = np.argsort(ids.ravel(), kind="stable")
     source = ids.ravel()[order]
     counts = np.bincount(source, minlength=n)
