@@ -11,6 +11,7 @@ from tilewright.ops import (
     flash,
     flash_packed,
     gemm,
+    images,
     indexing,
     linear,
     movement,
@@ -24,6 +25,7 @@ from tilewright.ops import (
     sorting,
     unique_rows,
     views,
+    windows,
 )
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "flash",
     "flash_packed",
     "gemm",
+    "images",
     "indexing",
     "linear",
     "movement",
@@ -47,4 +50,5 @@ __all__ = [
     "sorting",
     "unique_rows",
     "views",
+    "windows",
 ]

@@ -97,15 +97,17 @@ def avg_pool(
     dilation: Numbers = 1,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
+    divisor: int = 0,
 ) -> Node:
     """The mean of each window: x (N, C, *size) -> (N, C, *out).
 
     Arguments as in :func:`max_pool`. The divisor counts the positions inside the input, with
-    ``count_include_pad`` also those in the padding, but never what lies beyond it. f16 and bf16
-    are summed in f32.
+    ``count_include_pad`` also those in the padding, but never what lies beyond it; ``divisor``
+    above zero stands for all of them (1: sums). f16 and bf16 are summed in f32.
     """
     attrs = _window_attrs(x, kernel, strides, padding, dilation, ceil_mode)
-    return make("avg_pool", x, **attrs, count_include_pad=count_include_pad)
+    more: dict[str, Any] = {"divisor": divisor} if divisor else {}
+    return make("avg_pool", x, **attrs, count_include_pad=count_include_pad, **more)
 
 
 def avg_pool_gradient(grad: Node, size: Sequence[int], **attrs: Any) -> Node:
@@ -367,6 +369,8 @@ def max_pool_take_reference(x: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 def _divisors(size: Sequence[int], out: Sequence[int], attrs: Attrs) -> np.ndarray:
     """How many positions each window counts."""
+    if attrs.get("divisor"):
+        return np.full(tuple(out), float(attrs["divisor"]))
     include = attrs["count_include_pad"]
     counts = []
     for n, o, k, s, d, (low, high) in zip(
@@ -476,12 +480,14 @@ def _take_calls(node: Node, inputs: Sequence[Buffer], out: Buffer) -> list[Kerne
 
 def _average_calls(node: Node, inputs: Sequence[Buffer], out: Buffer) -> list[KernelCall]:
     x, y = planes(inputs[0]), planes(out)
-    return average_calls(x, y, **_window(node.attrs), counted=_counted(node.attrs))
+    divisor, counted = node.attrs.get("divisor", 0), _counted(node.attrs)
+    return average_calls(x, y, **_window(node.attrs), counted=counted, divisor=divisor)
 
 
 def _average_gradient_calls(node: Node, inputs: Sequence[Buffer], out: Buffer) -> list[KernelCall]:
     y, x = planes(inputs[0]), planes(out)
-    return average_gradient_calls(y, x, **_window(node.attrs), counted=_counted(node.attrs))
+    divisor, counted = node.attrs.get("divisor", 0), _counted(node.attrs)
+    return average_gradient_calls(y, x, **_window(node.attrs), counted=counted, divisor=divisor)
 
 
 register(

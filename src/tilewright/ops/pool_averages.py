@@ -168,9 +168,14 @@ def average_calls(
     dilation: Triple,
     low: Triple,
     counted: Pairs,
+    divisor: int = 0,
 ) -> list[KernelCall]:
-    """Means of windows; ``counted`` says how far beyond the input positions count."""
+    """Means of windows; ``counted`` says how far beyond the input positions count.
+
+    ``divisor`` above zero is every window's.
+    """
     consts = _average_consts(x, y, kernel, strides, dilation, low, counted)
+    consts["DIVISOR"] = divisor or consts["DIVISOR"]
     grid, out = (x.shape[0] * x.shape[1],), replace(y, fixed=4)
     line = line_of(y.shape[4], kernel, strides, dilation)
     if not fits(kernel, line, consts["WIDE"]):
@@ -342,12 +347,15 @@ def average_gradient_calls(
     dilation: Triple,
     low: Triple,
     counted: Pairs,
+    divisor: int = 0,
 ) -> list[KernelCall]:
     """The transpose of :func:`average_calls`."""
     grid = (x.shape[0] * x.shape[1],)
     consts = _average_consts(x, y, kernel, strides, dilation, low, counted)
+    inside = consts["DIVISOR"] > 0
+    consts["DIVISOR"] = divisor or consts["DIVISOR"]
     side_by_side = kernel == strides and low == (0, 0, 0) and kernel[2] <= 4
-    if side_by_side and dilation == (1, 1, 1) and consts["DIVISOR"]:
+    if side_by_side and dilation == (1, 1, 1) and inside:
         chosen = {name: consts[name] for name in ("KERNEL", "DIVISOR", "WIDE")}
         return [KernelCall(spread_planes, grid, (y, x), {**chosen, "N": lanes_of(y.shape[4])})]
     seen = max(y.shape[4] * strides[2], x.shape[4] + low[2] + LANES)
