@@ -23,7 +23,7 @@ from tilewright.errors import (
 )
 
 if TYPE_CHECKING:
-    from tilewright import data, lang, nn, optim, tokenizers, train
+    from tilewright import data, lang, nn, onnx, optim, tokenizers, train
     from tilewright.dtypes import (
         bf16 as bfloat16,
     )
@@ -313,6 +313,7 @@ __all__ = [
     "nn",
     "no_grad",
     "norm",
+    "onnx",
     "optim",
     "outer",
     "pad",
@@ -343,6 +344,7 @@ _LAZY = {
     "data": "",
     "lang": "",
     "nn": "",
+    "onnx": "",
     "optim": "",
     "tokenizers": "",
     "train": "",

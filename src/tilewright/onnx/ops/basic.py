@@ -1,0 +1,108 @@
+"""Operators that every model has: constants, shapes, casts, views."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tilewright.errors import FormatError, ShapeError
+from tilewright.onnx.registry import Call, op
+from tilewright.tensor import manipulation
+from tilewright.tensor.core import Tensor
+
+
+@op("Constant")
+def constant(
+    *,
+    value: np.ndarray | None = None,
+    sparse_value: np.ndarray | None = None,
+    value_float: float | None = None,
+    value_floats: tuple[float, ...] | None = None,
+    value_int: int | None = None,
+    value_ints: tuple[int, ...] | None = None,
+    value_string: str | None = None,
+    value_strings: tuple[str, ...] | None = None,
+) -> np.ndarray:
+    """An array that stands in the model."""
+    for array in (value, sparse_value):
+        if array is not None:
+            return array
+    for number, dtype in (
+        (value_float, np.float32), (value_floats, np.float32), (value_int, np.int64),
+        (value_ints, np.int64), (value_string, object), (value_strings, object),
+    ):  # fmt: skip
+        if number is not None:
+            return np.array(number, dtype)
+    raise FormatError("a constant has no value")
+
+
+@op("Identity", raw=True)
+def identity(x: Any) -> Any:
+    """The input."""
+    return x
+
+
+@op("Shape", raw=True)
+def shape(x: Any, *, start: int = 0, end: int | None = None) -> np.ndarray:
+    """Sizes of axes ``start`` to ``end``."""
+    return np.array(x.shape[start:end], np.int64)
+
+
+@op("Size", raw=True)
+def size(x: Any) -> np.ndarray:
+    """Number of elements."""
+    return np.array(np.prod(x.shape, dtype=np.int64), np.int64)
+
+
+@op("Reshape", since=5, host=(1,))
+def reshape(x: Tensor, shape: np.ndarray, *, allowzero: int = 0) -> Tensor:
+    """Other sizes for the same elements: 0 keeps an axis (unless ``allowzero``), -1 is found."""
+    sizes = [int(n) for n in shape]
+    if not allowzero:
+        if any(n == 0 and i >= x.ndim for i, n in enumerate(sizes)):
+            raise ShapeError(f"shape {sizes} keeps an axis that {x.shape} does not have")
+        sizes = [x.shape[i] if n == 0 else n for i, n in enumerate(sizes)]
+    return manipulation.reshape(x, tuple(sizes))
+
+
+@op("Reshape", since=1)
+def reshape_1(x: Tensor, *, shape: tuple[int, ...], consumed_inputs: Any = None) -> Tensor:
+    """Before version 5 the shape was an attribute."""
+    return reshape(x, np.array(shape, np.int64))
+
+
+@op("Transpose")
+def transpose(x: Tensor, *, perm: tuple[int, ...] | None = None) -> Tensor:
+    """Axes in another order; without ``perm`` reversed."""
+    return manipulation.permute_dims(x, perm or tuple(reversed(range(x.ndim))))
+
+
+@op("Concat", since=4)
+def concat(*xs: Tensor, axis: int, ctx: Call) -> Tensor:
+    """Arrays one after the other along an axis."""
+    return manipulation.concat(xs, axis=axis)
+
+
+@op("Concat", since=1)
+def concat_1(*xs: Tensor, axis: int = 1) -> Tensor:
+    """Before version 4 the axis had a default."""
+    return manipulation.concat(xs, axis=axis)
+
+
+@op("Add", since=7)
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """Elementwise, broadcasting as NumPy."""
+    return x + y
+
+
+@op("MatMul")
+def matmul(x: Tensor, y: Tensor) -> Tensor:
+    """As NumPy's."""
+    return x @ y
+
+
+@op("NonZero", boundary=True)
+def nonzero(x: np.ndarray) -> np.ndarray:
+    """Indices of elements that are not zero, one row per axis."""
+    return np.array(np.nonzero(x), np.int64).reshape(max(x.ndim, 1), -1)

@@ -1,0 +1,85 @@
+"""A model's steps, by what its inputs look like."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from tilewright.formats.onnx import Model
+from tilewright.graph import Node
+from tilewright.onnx.segment import Arena, Segment
+from tilewright.onnx.trace import Done, Step, Trace, bound, contents_key, results_key
+from tilewright.onnx.values import array_of_buffer, buffer_of, leaf
+from tilewright.runtime.buffers import Buffer
+from tilewright.runtime.launch import default_target
+from tilewright.tensor.core import Tensor
+
+__all__ = ["Plan"]
+
+_KEPT: Final = 64  # shapes of inputs
+
+
+class Plan:
+    """What has been compiled of a model."""
+
+    def __init__(self, model: Model, pool: Any) -> None:
+        self.model = model
+        self.pool = pool
+        self.arena = Arena()
+        self._roots: OrderedDict[Any, Step] = OrderedDict()
+        self._constants: dict[int, tuple[np.ndarray, Tensor]] = {}
+
+    def constant(self, array: np.ndarray) -> Tensor:
+        """A tensor over a constant array, one per array."""
+        found = self._constants.get(id(array))
+        if found is None:
+            found = self._constants[id(array)] = array, leaf(buffer_of(array))
+        return found[1]
+
+    def segment(self, roots: Sequence[Node], dynamic: Mapping[Node, int]) -> Segment:
+        """A program for ``roots``."""
+        return Segment(roots, dynamic, default_target(), self.pool, self.arena)
+
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
+        """The outputs' values: arrays, lists of arrays (sequences) or None.
+
+        ``inputs``: buffers, arrays of what no tensor holds, lists of those.
+        """
+        key = results_key(list(inputs)), layouts(inputs)
+        root = self._roots.get(key)
+        if root is None:
+            root = self._roots[key] = Step()
+            if len(self._roots) > _KEPT:
+                self._roots.popitem(last=False)
+        else:
+            self._roots.move_to_end(key)
+        done: Done = {}
+        step: Step | None = root
+        alive = flatten(inputs)
+        while step is not None and step.kind:
+            alive = step.compute(alive, done)
+            if step.kind == "end":
+                return [bound(o, alive) for o in step.outputs]
+            if step.kind == "contents":
+                arrays = [array_of_buffer(alive[i]) for i in step.wanted]
+                step = step.child(contents_key(arrays))
+            else:
+                placed = step.on_host(alive, done)
+                alive = step.after_call(alive, placed)
+                step = step.child(results_key(placed))
+        return Trace(self, root, inputs, done).run()
+
+
+def layouts(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """Strides of the tensors among ``inputs``."""
+    return tuple(b.strides for b in flatten(inputs))
+
+
+def flatten(inputs: Any) -> list[Buffer]:
+    """The tensors in a nest of lists."""
+    if isinstance(inputs, (list, tuple)):
+        return [b for v in inputs for b in flatten(v)]
+    return [inputs] if isinstance(inputs, Buffer) else []

@@ -1,0 +1,113 @@
+"""A part of a traced graph as one static program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tilewright.compiler.fusion import pending
+from tilewright.compiler.realize import located
+from tilewright.compiler.realize import realize as realize_nodes
+from tilewright.compiler.static import build, scalar_bits
+from tilewright.graph import Node
+from tilewright.runtime.buffers import Buffer
+from tilewright.runtime.memory import Memory, take
+
+__all__ = ["Arena", "Segment", "fold_constants"]
+
+
+class Arena:
+    """Working memory that the segments of a session take turns in."""
+
+    def __init__(self) -> None:
+        self.memory: Memory = take(1)
+
+    def reserve(self, nbytes: int) -> None:
+        """Have at least so many bytes."""
+        if self.memory.nbytes < nbytes:
+            self.memory = take(nbytes)
+
+
+def fold_constants(roots: Sequence[Node], dynamic: Mapping[Node, int]) -> None:
+    """Compute once what depends on no input, and is read by something that does.
+
+    Broadcasts are left alone: they would make memory of what a kernel reads as one element.
+    """
+    order = pending(roots)
+    constant: dict[Node, bool] = {}
+    for node in order:
+        constant[node] = (
+            node not in dynamic
+            if node.value is not None
+            else node.op != "input" and all(constant[i] for i in node.inputs)
+        )
+    wanted: list[Node] = []
+    for node in order:
+        if node.value is not None or constant[node]:
+            continue
+        for source in node.inputs:
+            while source.op == "broadcast" and source.value is None:
+                source = source.inputs[0]
+            if constant[source] and source.value is None and source.inputs:
+                wanted.append(source)
+    if wanted:
+        realize_nodes(list(dict.fromkeys(wanted)))
+
+
+class Segment:
+    """A program from the tensors that are alive before it to its results.
+
+    Args:
+        roots: what to compute.
+        dynamic: the leaves that change from run to run, and their numbers.
+        target, pool: where to run.
+        arena: working memory.
+    """
+
+    def __init__(
+        self,
+        roots: Sequence[Node],
+        dynamic: Mapping[Node, int],
+        target: Any,
+        pool: Any,
+        arena: Arena,
+    ) -> None:
+        fold_constants(roots, dynamic)
+        self.arena = arena
+        unique = list(dict.fromkeys(roots))
+        order = pending(unique)
+        self.program = build(unique, target, pool, order)
+        self.places = [unique.index(r) for r in roots]
+        self.owners: list[Any] = []
+        self.template: list[int] = []
+        self.inputs: list[tuple[int, int]] = []  # (place among the addresses, number)
+        for node in order:
+            if node.value is None:
+                continue
+            if node in dynamic:
+                self.inputs.append((len(self.template), dynamic[node]))
+                self.owners.append(None)
+                self.template.append(0)
+            else:
+                self.owners.append(node.value.owner)
+                self.template.append(node.value.pointer)
+        self.numbers = [
+            scalar_bits(order[i].attrs["value"], order[i].dtype)
+            for i in self.program.scalar_positions
+        ]
+        arena.reserve(self.program.arena_bytes)
+
+    def run(self, alive: Sequence[Buffer]) -> list[Buffer]:
+        """The roots' values, in memory of their own."""
+        addresses = self.template.copy()
+        owners = self.owners.copy()
+        for place, number in self.inputs:
+            addresses[place] = alive[number].pointer
+            owners[place] = alive[number].owner
+        for nbytes in self.program.output_bytes:
+            memory = take(nbytes)
+            owners.append(memory)
+            addresses.append(memory.pointer)
+        addresses.append(self.arena.memory.pointer)
+        self.program.run(addresses, self.numbers)
+        return [located(self.program.outputs[i], addresses, owners) for i in self.places]

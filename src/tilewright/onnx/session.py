@@ -1,0 +1,246 @@
+"""``tilewright.onnx.load``: a model as something that runs."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from tilewright.errors import DTypeError, ShapeError, UnsupportedError
+from tilewright.formats.onnx import Model, ValueInfo, model_of, open_model
+from tilewright.onnx.check import require_supported
+from tilewright.onnx.plan import Plan
+from tilewright.onnx.values import buffer_of, describe, is_tensor_dtype
+from tilewright.runtime.launch import pool_of
+
+__all__ = ["Session", "ValueSpec", "load"]
+
+_NUMPY: Final = {"float": "float32", "double": "float64", "string": "object"}
+
+
+@dataclass(frozen=True)
+class ValueSpec:
+    """An input or output of a model.
+
+    Attributes:
+        name: of the value.
+        dtype: NumPy's name of the element type (``"float32"``, ``"int64"``, ``"bfloat16"`` ...;
+            ``"object"`` for strings); empty when the model does not say.
+        shape: sizes, names of symbolic ones, None for unknown ones; None when nothing is known.
+        kind: ``"tensor"``, ``"sequence"``, ``"optional"`` or ``"map"``.
+        optional: whether it may be left out (the model has a default).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+    kind: str = "tensor"
+    optional: bool = False
+
+    def __str__(self) -> str:
+        sizes = "[...]"
+        if self.shape is not None:
+            sizes = "[" + ", ".join("?" if n is None else str(n) for n in self.shape) + "]"
+        text = f"{self.dtype or '?'}{sizes}"
+        return text if self.kind == "tensor" else f"{self.kind}({text})"
+
+
+def _spec(info: ValueInfo, optional: bool = False) -> ValueSpec:
+    kind = "tensor" if info.kind == "unknown" else info.kind
+    return ValueSpec(
+        info.name, _NUMPY.get(info.elements, info.elements), info.shape, kind, optional
+    )
+
+
+def load(
+    model: str | os.PathLike[str] | bytes | Any,
+    device: str | None = None,
+    threads: int | None = None,
+) -> Session:
+    """A model, ready to run.
+
+    Args:
+        model: path of an ``.onnx`` file, its bytes, or an ``onnx.ModelProto``.
+        device: ``"cpu"`` or None, which means it.
+        threads: how many to use; default one per core (``TILEWRIGHT_THREADS``).
+
+    Raises:
+        FormatError: the file is damaged or contradicts itself.
+        UnsupportedError: something in it cannot be run; the message names every such node.
+    """
+    if device not in (None, "auto", "cpu"):
+        raise UnsupportedError(f'there is one device, "cpu"; got {device!r}')
+    if isinstance(model, (str, os.PathLike)):
+        read = open_model(model)
+    elif isinstance(model, (bytes, bytearray)):
+        import onnx
+        from google.protobuf.message import DecodeError
+
+        from tilewright.errors import FormatError
+
+        proto = onnx.ModelProto()
+        try:
+            proto.ParseFromString(bytes(model))
+        except DecodeError as error:
+            raise FormatError(f"these bytes are no ONNX model: {error}") from error
+        read = model_of(proto)
+    else:
+        read = model_of(model)
+    return Session(read, threads)
+
+
+class Session:
+    """A model that runs: ``session.run({"input": array})``.
+
+    Attributes:
+        inputs, outputs: what it takes and gives (:class:`ValueSpec`), in the model's order.
+        model: what was read.
+    """
+
+    def __init__(self, model: Model, threads: int | None = None) -> None:
+        require_supported(model)
+        self.model = model
+        self.inputs: tuple[ValueSpec, ...] = tuple(_spec(v) for v in model.graph.inputs)
+        self.outputs: tuple[ValueSpec, ...] = tuple(_spec(v) for v in model.graph.outputs)
+        self._optional = {v.name: _spec(v, True) for v in model.graph.defaults}
+        self._by_name = {s.name: s for s in self.inputs}
+        self._plan = Plan(model, pool_of(threads))
+        self._overridden: dict[frozenset[str], Plan] = {}
+        self._lock = threading.Lock()
+
+    def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
+        """Compute the outputs.
+
+        Args:
+            feeds: an array (or what NumPy makes one of) for every input; lists for sequences, None
+                for an empty optional.
+            outputs: names of those that are wanted; default all.
+
+        Returns:
+            by name an array, a list (a sequence) or None (an empty optional).
+
+        Raises:
+            ShapeError: an input is missing, unknown, or has another rank or size than the model
+                says; :class:`DTypeError`: another element type.
+        """
+        wanted = self._wanted(outputs)
+        with self._lock:
+            values = self._plan.run(self._checked(feeds))
+        found = dict(zip([s.name for s in self.outputs], values))
+        return {name: _owned(found[name]) for name in wanted}
+
+    def _wanted(self, outputs: Sequence[str] | None) -> Sequence[str]:
+        names = [s.name for s in self.outputs]
+        if outputs is None:
+            return names
+        unknown = [o for o in outputs if o not in names]
+        if unknown:
+            raise ShapeError(
+                f"the model has no output {', '.join(map(repr, unknown))}; it has "
+                f"{', '.join(map(repr, names))}"
+            )
+        return outputs
+
+    def _checked(self, feeds: Mapping[str, Any]) -> list[Any]:
+        if len(feeds) != len(self.inputs) or any(s.name not in feeds for s in self.inputs):
+            self._refuse(feeds)
+        sizes: dict[str, tuple[int, str]] = {}
+        return [_fed(spec, feeds[spec.name], sizes) for spec in self.inputs]
+
+    def _refuse(self, feeds: Mapping[str, Any]) -> None:
+        missing = [s for s in self.inputs if s.name not in feeds]
+        extra = [n for n in feeds if n not in self._by_name]
+        lines = []
+        for spec in missing:
+            lines.append(f"input {spec.name!r} is missing: it wants {spec}{_empty_hint(spec)}")
+        for name in extra:
+            if name in self._optional:
+                lines.append(
+                    f"input {name!r} is a weight of the model ({self._optional[name]}) and is not "
+                    "to be given"
+                )
+            else:
+                lines.append(f"the model has no input {name!r}")
+        wants = ", ".join(f"{s.name}: {s}" for s in self.inputs)
+        raise ShapeError("; ".join(lines) + f". The model takes {wants or 'no inputs'}")
+
+
+def _empty_hint(spec: ValueSpec) -> str:
+    """For a cache of past keys or values: what an empty one looks like."""
+    if "past" not in spec.name or spec.shape is None or len(spec.shape) < 3:
+        return ""
+    grows = [isinstance(n, str) and ("past" in n or "seq" in n) for n in spec.shape]
+    sizes = [n if isinstance(n, int) else 0 if empty else 1 for n, empty in zip(spec.shape, grows)]
+    if 0 not in sizes:
+        sizes[-2] = 0
+    return f"; an empty one is numpy.zeros({tuple(sizes)}, numpy.{spec.dtype})"
+
+
+def _fed(spec: ValueSpec, value: Any, sizes: dict[str, tuple[int, str]]) -> Any:
+    if spec.kind == "optional" and value is None:
+        return None
+    if spec.kind == "sequence" or (isinstance(value, (list, tuple)) and spec.kind != "tensor"):
+        inner = ValueSpec(spec.name, spec.dtype, None)
+        return [_fed(inner, v, sizes) for v in value]
+    array = value if type(value) is np.ndarray else _as_array(spec, value)
+    if spec.dtype and array.dtype.name != spec.dtype:
+        array = _cast(spec, array)
+    if spec.shape is not None and not _fits(spec, array.shape, sizes):
+        raise ShapeError(
+            f"input {spec.name!r} wants {spec}, got {describe(array)}{_clash(spec, array, sizes)}"
+        )
+    return buffer_of(array) if is_tensor_dtype(array.dtype) else array
+
+
+def _as_array(spec: ValueSpec, value: Any) -> np.ndarray:
+    if spec.dtype == "object":
+        return np.asarray(value, object)
+    array = np.asarray(value)
+    if isinstance(value, (bool, int, float, list, tuple)) and spec.dtype:
+        return array.astype(spec.dtype)
+    return array
+
+
+def _cast(spec: ValueSpec, array: np.ndarray) -> np.ndarray:
+    if spec.dtype == "object" and array.dtype.kind in "US":
+        return array.astype(object)
+    raise DTypeError(
+        f"input {spec.name!r} wants {spec}, got {describe(array)}: convert it "
+        f"(array.astype({spec.dtype!r}))"
+    )
+
+
+def _fits(spec: ValueSpec, shape: tuple[int, ...], sizes: dict[str, tuple[int, str]]) -> bool:
+    assert spec.shape is not None
+    if len(shape) != len(spec.shape):
+        return False
+    for n, wanted in zip(shape, spec.shape):
+        if isinstance(wanted, int):
+            if n != wanted:
+                return False
+        elif wanted is not None and sizes.setdefault(wanted, (n, spec.name))[0] != n:
+            return False
+    return True
+
+
+def _clash(spec: ValueSpec, array: np.ndarray, sizes: dict[str, tuple[int, str]]) -> str:
+    assert spec.shape is not None
+    for n, wanted in zip(array.shape, spec.shape):
+        if isinstance(wanted, str) and wanted in sizes and sizes[wanted][0] != n:
+            return f" ({wanted} is {sizes[wanted][0]} in input {sizes[wanted][1]!r})"
+    return ""
+
+
+def _owned(value: Any) -> Any:
+    """An output that the caller may keep and change."""
+    if isinstance(value, list):
+        return [_owned(v) for v in value]
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.flags.c_contiguous and value.flags.writeable:
+        return value
+    return np.array(value, order="C")

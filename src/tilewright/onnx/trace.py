@@ -1,0 +1,551 @@
+"""From an ONNX graph to lazy tensors, and from those to steps that run again.
+
+A :class:`Trace` walks a graph's nodes for inputs of given shapes, calling the operators' functions.
+What they return is lazy, so that at the end the outputs are one graph, and one program. Where an
+operator has to know a value that depends on the model's inputs, or computes something whose shape
+depends on data, the trace is *cut*: everything that is still wanted is computed, and the next
+segment begins with it.
+
+The steps of a trace are remembered as a tree (:class:`Step`): each has a program, and its children
+are what came next, by what the host learnt at the cut. Another run with inputs of the same shapes
+walks down the tree without Python between the launches; where it meets something new, the trace is
+replayed up to there (without computing anything) and goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from tilewright.compiler.fusion import pending
+from tilewright.dtypes import bf16, from_float32
+from tilewright.errors import FormatError, TilewrightError, UnsupportedError
+from tilewright.formats.onnx import Graph, NodeDef
+from tilewright.formats.onnx.model import Ref
+from tilewright.graph import Node
+from tilewright.graph.dims import upper_bound
+from tilewright.onnx.registry import Call, Operator, find
+from tilewright.onnx.segment import Segment
+from tilewright.onnx.values import (
+    BFLOAT16,
+    array_of_buffer,
+    buffer_of,
+    describe,
+    is_tensor_dtype,
+    leaf,
+)
+from tilewright.ops.table import evaluate_nodes
+from tilewright.runtime.buffers import Buffer
+from tilewright.tensor.core import Tensor
+from tilewright.tensor.modes import no_grad
+
+if TYPE_CHECKING:
+    from tilewright.onnx.plan import Plan
+
+__all__ = ["Done", "Step", "Trace"]
+
+Done = dict["Step", tuple[list[Buffer], list[Any]]]
+"""What a run has computed: by step the tensors that are alive after it, and the host's results."""
+
+_SMALL: Final = 1 << 14  # constants of up to so many elements are computed on the spot
+_CHILDREN: Final = 256
+_DEPTH: Final = 100
+
+
+@dataclass(eq=False)
+class Step:
+    """A segment, and what the host does after it.
+
+    Attributes:
+        segment: computes tensors from those of the step before; None when there are none.
+        carried: for each tensor that is alive after the segment the number of the segment's result,
+            or ``~i`` for tensor ``i`` of the step before.
+        kept: of a ``"call"`` step the alive tensors that are there after it, before its results.
+        wanted: of a ``"contents"`` step the alive tensors whose contents decide what comes next; of
+            a ``"call"`` step its arguments, tensors as numbers and arrays.
+        function: of a ``"call"`` step.
+        children: what came next.
+        outputs: of an ``"end"`` step: numbers of alive tensors, known arrays, lists of those.
+    """
+
+    kind: str = ""
+    segment: Segment | None = None
+    carried: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
+    wanted: tuple[Any, ...] = ()
+    function: Callable[..., Any] | None = None
+    children: OrderedDict[Any, Step] = field(default_factory=OrderedDict)
+    outputs: Any = None
+
+    def alive(self, before: Sequence[Buffer], results: Sequence[Buffer]) -> list[Buffer]:
+        """The tensors after the segment."""
+        return [results[i] if i >= 0 else before[~i] for i in self.carried]
+
+    def compute(self, before: Sequence[Buffer], done: Done) -> list[Buffer]:
+        """Run the segment, unless that was done in this run; returns the tensors after it."""
+        found = done.get(self)
+        if found is None:
+            results = [] if self.segment is None else self.segment.run(before)
+            found = done[self] = self.alive(before, results), []
+        return found[0]
+
+    def on_host(self, alive: Sequence[Buffer], done: Done) -> list[Any]:
+        """What the function of a ``"call"`` step returns, arrays as buffers."""
+        results = done[self][1]
+        if not results:
+            assert self.function is not None
+            results += place_results(self.function(*(bound(a, alive) for a in self.wanted)))
+        return results
+
+    def after_call(self, alive: Sequence[Buffer], placed: Sequence[Any]) -> list[Buffer]:
+        """The tensors after a ``"call"`` step."""
+        return [alive[i] for i in self.kept] + flat_buffers(placed)
+
+    def child(self, key: Any) -> Step | None:
+        """What came next when the host learnt ``key``."""
+        found = self.children.get(key)
+        if found is not None:
+            self.children.move_to_end(key)
+        return found
+
+    def add(self, key: Any) -> Step:
+        """A new child; the one that was not used for longest goes when there are many."""
+        made = self.children[key] = Step()
+        if len(self.children) > _CHILDREN:
+            self.children.popitem(last=False)
+        return made
+
+
+class _Scope:
+    """Values by name: of one graph, and behind it those of the graphs around."""
+
+    def __init__(self, graph: Graph, parent: _Scope | None) -> None:
+        self.graph = graph
+        self.parent = parent
+        self.values: dict[str, Any] = {}
+
+    def lookup(self, name: str) -> Any:
+        scope: _Scope | None = self
+        while scope is not None:
+            if name in scope.values:
+                return scope.values[name]
+            if name in scope.graph.constants:
+                return scope.graph.constants[name]
+            scope = scope.parent
+        raise FormatError(f"graph {self.graph.name!r} reads {name!r}, which nothing makes")
+
+
+class Trace:
+    """One walk over a model's graph. See the module's documentation.
+
+    Args:
+        plan: whose model it is, and where programs are kept.
+        root: the step to fill in, or to replay.
+        inputs: values of the graph's inputs: a :class:`Buffer` becomes a tensor, arrays (strings
+            and the like) are known, lists are sequences.
+        done: what steps have computed in this run already: alive tensors, results on the host.
+    """
+
+    def __init__(self, plan: Plan, root: Step, inputs: Sequence[Any], done: Done) -> None:
+        self.plan = plan
+        self.step = root
+        self.done = done
+        self.buffers: list[Buffer] = []  # of the tensors that were alive at the last cut
+        self.leaves: list[weakref.ref[Tensor]] = []
+        self.made: list[weakref.ref[Tensor]] = []
+        self.dynamic: dict[Node, int] = {}  # nodes of this segment's leaves
+        self.constant: dict[Node, bool] = {}
+        self.scope: _Scope | None = None
+        self.opsets: list[dict[str, int]] = [dict(plan.model.opsets)]
+        self.bindings: list[dict[str, Any]] = []  # attributes of the functions being expanded
+        self.depth = 0
+        self.inputs = [self._input(v) for v in inputs]
+        self._begin([t for t in _flat(self.inputs) if isinstance(t, Tensor)])
+
+    def _input(self, value: Any) -> Any:
+        if isinstance(value, Buffer):
+            self.buffers.append(value)
+            return leaf(Buffer(value.dtype, value.shape, value.strides, value.pointer, value.owner))
+        return [self._input(v) for v in value] if isinstance(value, list) else value
+
+    def run(self) -> Any:
+        """Walk the graph to its end; returns the outputs, computed."""
+        inputs, self.inputs = self.inputs, []
+        with no_grad():
+            results = self.run_graph(self.plan.model.graph, inputs, None)
+            del inputs
+            return self._end(results)
+
+    # --- walking ---------------------------------------------------------------------------------
+
+    def run_graph(self, graph: Graph, inputs: Sequence[Any], parent: _Scope | None) -> list[Any]:
+        """The values of a graph's outputs."""
+        if self.depth >= _DEPTH:
+            raise UnsupportedError(f"graphs and functions are called more than {_DEPTH} deep")
+        outside, self.scope = self.scope, _Scope(graph, parent)
+        self.depth += 1
+        scope = self.scope
+        names = [v.name for v in graph.inputs]
+        scope.values.update(zip(names, inputs))
+        del inputs
+        try:
+            for i, node in enumerate(graph.nodes):
+                self._node(node, scope)
+                for name in node.inputs:
+                    if graph.last_use.get(name) == i:
+                        scope.values.pop(name, None)
+                for name in node.outputs:
+                    if name not in graph.last_use:
+                        scope.values.pop(name, None)
+            return [scope.lookup(v.name) for v in graph.outputs]
+        finally:
+            self.scope = outside
+            self.depth -= 1
+
+    def run_body(self, graph: Graph, inputs: Sequence[Any]) -> list[Any]:
+        """The outputs of a graph inside a node: it sees what is around it."""
+        if len(inputs) != len(graph.inputs):
+            raise FormatError(
+                f"body {graph.name!r} takes {len(graph.inputs)} values, it is given {len(inputs)}"
+            )
+        return self.run_graph(graph, inputs, self.scope)
+
+    def _node(self, node: NodeDef, scope: _Scope) -> None:
+        try:
+            results = self._results(node, scope)
+        except TilewrightError as error:
+            if not getattr(error, "onnx_node", None):
+                error.onnx_node = node.label  # type: ignore[attr-defined]
+                error.args = (f"{node.label}: {error}", *error.args[1:])
+            raise
+        for name, value in zip(node.outputs, results):
+            if name:
+                scope.values[name] = self.keep(value)
+
+    def keep(self, value: Any) -> Any:
+        """Remember a tensor, so that a cut computes it while somebody holds it."""
+        for one in _flat(value):
+            if isinstance(one, Tensor):
+                self.made.append(weakref.ref(one))
+        return value
+
+    def _results(self, node: NodeDef, scope: _Scope) -> Sequence[Any]:
+        function = self.plan.model.functions.get((node.domain, node.op))
+        args = [scope.lookup(name) if name else None for name in node.inputs]
+        attrs = self._attrs(node)
+        if function is not None:
+            return self._expand(function, args, attrs)
+        opset = self.opsets[-1].get(node.domain, 1)
+        operator = find(node.domain, node.op, opset)
+        if operator is None:
+            return self._expand_schema(node, opset, args, attrs)
+        call = Call(node, opset, len(node.outputs), self)
+        return self.call(operator, call, args, attrs)
+
+    def _attrs(self, node: NodeDef) -> dict[str, Any]:
+        attrs = dict(node.attrs)
+        if self.bindings:
+            for name, value in node.attrs.items():
+                if isinstance(value, Ref):
+                    bound = self.bindings[-1].get(value.name)
+                    if bound is None:
+                        del attrs[name]
+                    else:
+                        attrs[name] = bound
+        return attrs
+
+    def call(
+        self, operator: Operator, call: Call, args: Sequence[Any], attrs: dict[str, Any]
+    ) -> Sequence[Any]:
+        """The results of one operator."""
+        check_call(operator, call.node, attrs)
+        keywords = {_python_name(operator, k): v for k, v in attrs.items()}
+        if operator.wants_call:
+            keywords["ctx"] = call
+        while args and args[-1] is None:
+            args = args[:-1]
+        if operator.boundary:
+            return self._boundary(operator, args, keywords)
+        known = all(not _has_tensor(a) for a in args)
+        wanted = [i for i, a in enumerate(args) if operator.wants_host(i) and a is not None]
+        if wanted:
+            args = list(args)
+            for i, array in zip(wanted, self.contents([args[i] for i in wanted])):
+                args[i] = array
+        given = [
+            a if operator.wants_host(i) else self._argument(operator, i, a)
+            for i, a in enumerate(args)
+        ]
+        results = _as_tuple(operator.function(*given, **keywords))
+        return tuple(self._folded(r) for r in results) if known else results
+
+    def _argument(self, operator: Operator, position: int, value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            if is_tensor_dtype(value.dtype):
+                return value if operator.raw and value.dtype == object else self.tensor(value)
+            if not operator.raw:
+                raise UnsupportedError(
+                    f"input {position} is {describe(value)}: this operator works on numbers"
+                )
+        return value
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """A constant as a tensor; the same one for the same array."""
+        return self.plan.constant(array)
+
+    def _folded(self, value: Any) -> Any:
+        """A constant's contents, where they are few."""
+        if isinstance(value, list):
+            return [self._folded(v) for v in value]
+        if not isinstance(value, Tensor) or not self.is_constant(value.node):
+            return value
+        order = pending([value.node])
+        if any(math.prod(upper_bound(n.shape)) > _SMALL for n in order):
+            return value
+        array = evaluate_nodes(order, {})[value.node]
+        if value.dtype is bf16:
+            return from_float32(array).view(BFLOAT16)
+        return np.asarray(array)
+
+    def is_constant(self, node: Node) -> bool:
+        """Whether a node depends on none of the model's inputs."""
+        memo, stack = self.constant, [node]
+        while stack:
+            one = stack[-1]
+            if one in memo:
+                stack.pop()
+            elif one in self.dynamic:
+                memo[one] = False
+            else:
+                missing = [i for i in one.inputs if i not in memo] if one.value is None else []
+                if missing:
+                    stack += missing
+                else:
+                    memo[one] = all(memo[i] for i in one.inputs) or one.value is not None
+        return memo[node]
+
+    # --- functions -------------------------------------------------------------------------------
+
+    def _expand(self, function: Any, args: Sequence[Any], attrs: dict[str, Any]) -> list[Any]:
+        if len(args) > len(function.inputs):
+            raise FormatError(
+                f"function {function.name!r} takes {len(function.inputs)} inputs, got {len(args)}"
+            )
+        args = [*args, *[None] * (len(function.inputs) - len(args))]
+        missing = set(function.attrs) - set(attrs)
+        self.bindings.append({**function.defaults, **attrs} | dict.fromkeys(missing))
+        self.opsets.append({**self.opsets[0], **function.opsets})
+        try:
+            return self.run_graph(function.graph, args, None)
+        finally:
+            self.bindings.pop()
+            self.opsets.pop()
+
+    def _expand_schema(
+        self, node: NodeDef, opset: int, args: Sequence[Any], attrs: dict[str, Any]
+    ) -> list[Any]:
+        """An operator that the standard itself defines by others."""
+        from tilewright.onnx.schema import schema_function
+
+        function = schema_function(node, opset, args)
+        if function is None:
+            raise UnsupportedError(
+                f"operator {node.op} of {node.domain or 'ai.onnx'} opset {opset} is not supported"
+            )
+        return self._expand(function, args, attrs)
+
+    # --- cuts ------------------------------------------------------------------------------------
+
+    def _begin(self, alive: list[Tensor]) -> None:
+        self.leaves = [weakref.ref(t) for t in alive]
+        self.dynamic = {t.node: i for i, t in enumerate(alive)}
+        self.made = []
+        self.constant = {}
+
+    def contents(self, values: Sequence[Any]) -> list[np.ndarray]:
+        """The contents of values, as arrays."""
+        found = [self._folded_fully(v) for v in values]
+        wanted = [v for v in found if isinstance(v, Tensor)]
+        if not wanted:
+            return found
+        self._cut(wanted)
+        if not self.step.kind:
+            self.step.kind = "contents"
+            self.step.wanted = tuple(self.dynamic[t.node] for t in wanted)
+        arrays = [array_of_buffer(self.buffers[i]).copy() for i in self.step.wanted]
+        self._descend(contents_key(arrays))
+        rest = iter(arrays)
+        return [next(rest) if isinstance(v, Tensor) else v for v in found]
+
+    def _folded_fully(self, value: Any) -> Any:
+        """A value's contents if it is constant, however large."""
+        if isinstance(value, Tensor) and self.is_constant(value.node):
+            from tilewright.compiler.realize import realize
+
+            if value.node.value is None:
+                realize([value.node])
+            return array_of_buffer(value.node.value)
+        return value
+
+    def _boundary(
+        self, operator: Operator, args: Sequence[Any], keywords: dict[str, Any]
+    ) -> Sequence[Any]:
+        """An operator between programs."""
+        found = [self._folded_fully(a) for a in args]
+        tensors = [t for t in _flat(found) if isinstance(t, Tensor)]
+        if not tensors:
+            return _as_tuple(operator.function(*found, **keywords))
+        self._cut(tensors)
+        if not self.step.kind:
+            self.step.kind = "call"
+            self.step.wanted = tuple(_numbered(a, self.dynamic) for a in found)
+            self.step.function = lambda *a: _as_tuple(operator.function(*a, **keywords))
+            self.step.kept = tuple(range(len(self.buffers)))
+        placed = self.step.on_host(self.buffers, self.done)
+        alive = [ref() for ref in self.leaves]
+        self.buffers = self.step.after_call(self.buffers, placed)
+        self._descend(results_key(placed))
+        made = [_leaves_of(value) for value in placed]
+        alive += [t for t in _flat(made) if isinstance(t, Tensor)]
+        self._begin([t for t in alive if t is not None])
+        return made
+
+    def _descend(self, key: Any) -> None:
+        self.step = self.step.child(key) or self.step.add(key)
+
+    def _cut(self, wanted: Sequence[Tensor]) -> None:
+        """Compute everything that is alive; the tensors become leaves of the next segment."""
+        alive: dict[int, Tensor] = {}
+        for ref in (*self.leaves, *self.made, *map(weakref.ref, wanted)):
+            tensor = ref()
+            if tensor is not None and not self.is_constant(tensor.node):
+                alive.setdefault(id(tensor), tensor)
+        tensors = list(alive.values())
+        lazy = [t for t in tensors if t.node not in self.dynamic]
+        step = self.step
+        if not step.kind:
+            step.segment = self.plan.segment([t.node for t in lazy], self.dynamic) if lazy else None
+            results = iter(range(len(lazy)))
+            step.carried = tuple(
+                ~self.dynamic[t.node] if t.node in self.dynamic else next(results) for t in tensors
+            )
+        elif len(step.carried) != len(tensors):
+            raise TilewrightError("internal: a trace does not repeat itself")
+        self.buffers = step.compute(self.buffers, self.done)
+        for tensor, buffer in zip(tensors, self.buffers):
+            tensor.node = leaf(buffer).node
+        self._begin(tensors)
+
+    def _end(self, results: list[Any]) -> Any:
+        lazy = [t for t in _flat(results) if isinstance(t, Tensor)]
+        varying = [t for t in lazy if not self.is_constant(t.node)]
+        self._cut(varying)
+        if not self.step.kind:
+            self.step.kind = "end"
+            self.step.outputs = [_numbered(self._fixed(r), self.dynamic) for r in results]
+        return [bound(o, self.buffers) for o in self.step.outputs]
+
+    def _fixed(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._fixed(v) for v in value]
+        return self._folded_fully(value)
+
+
+def check_call(operator: Operator, node: NodeDef, attrs: dict[str, Any]) -> None:
+    """Raise unless the operator knows the node's attributes and takes so many inputs."""
+    unknown = sorted(set(attrs) - operator.attrs)
+    if unknown:
+        raise UnsupportedError(
+            f"attribute {', '.join(map(repr, unknown))} is not supported "
+            f"(known: {', '.join(sorted(operator.attrs)) or 'none'})"
+        )
+    missing = sorted(operator.required - set(attrs))
+    if missing:
+        raise FormatError(f"attribute {', '.join(map(repr, missing))} is missing")
+    low, high = operator.inputs
+    if not low <= len(node.inputs) <= high:
+        most = f"{low} to {high}" if high < 1 << 29 else f"{low} or more"
+        wants = str(low) if low == high else most
+        raise FormatError(f"takes {wants} inputs, got {len(node.inputs)}")
+
+
+def contents_key(arrays: Sequence[np.ndarray]) -> Any:
+    """What tells apart the contents of arrays."""
+    return tuple(
+        (a.dtype.str, a.shape, tuple(a.reshape(-1)) if a.dtype == object else a.tobytes())
+        for a in arrays
+    )
+
+
+def place_results(results: Sequence[Any]) -> list[Any]:
+    """What an operator on the host returned; numeric arrays as buffers."""
+    return [_placed(r) for r in results]
+
+
+def _placed(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and is_tensor_dtype(value.dtype):
+        return buffer_of(value, copy=True)
+    return [_placed(v) for v in value] if isinstance(value, list) else value
+
+
+def results_key(placed: Any) -> Any:
+    """What tells apart results of an operator on the host: sizes, and contents of what is known."""
+    if isinstance(placed, Buffer):
+        return placed.dtype, placed.shape
+    if isinstance(placed, list):
+        return tuple(results_key(v) for v in placed)
+    if isinstance(placed, np.ndarray):
+        return contents_key([placed])
+    return repr(placed)
+
+
+def _leaves_of(placed: Any) -> Any:
+    if isinstance(placed, Buffer):
+        return leaf(placed)
+    return [_leaves_of(v) for v in placed] if isinstance(placed, list) else placed
+
+
+def flat_buffers(placed: Any) -> list[Buffer]:
+    """Every buffer in a nest of lists."""
+    return [b for b in _flat(placed) if isinstance(b, Buffer)]
+
+
+class _Number(int):
+    """The number of an alive tensor, in a place where other things may stand too."""
+
+
+def _numbered(value: Any, numbers: dict[Node, int]) -> Any:
+    if isinstance(value, Tensor):
+        return _Number(numbers[value.node])
+    return [_numbered(v, numbers) for v in value] if isinstance(value, list) else value
+
+
+def bound(value: Any, buffers: Sequence[Buffer]) -> Any:
+    """A step's argument or output, as arrays."""
+    if type(value) is _Number:
+        return array_of_buffer(buffers[value])
+    return [bound(v, buffers) for v in value] if isinstance(value, list) else value
+
+
+def _flat(value: Any) -> list[Any]:
+    if isinstance(value, (list, tuple)):
+        return [one for v in value for one in _flat(v)]
+    return [value]
+
+
+def _has_tensor(value: Any) -> bool:
+    return any(isinstance(v, Tensor) for v in _flat(value))
+
+
+def _as_tuple(results: Any) -> Sequence[Any]:
+    return results if isinstance(results, tuple) else (results,)
+
+
+def _python_name(operator: Operator, attr: str) -> str:
+    return attr if attr not in ("else", "lambda", "from", "is", "in") else attr + "_"
