@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from tilewright.dtypes import DType, f32, i64
+from tilewright.dtypes import DType, f32
 from tilewright.errors import ShapeError
-from tilewright.graph import Node, const_node, shape_of
+from tilewright.graph import Node, shape_of
 from tilewright.ops.arithmetic import abs, add, literal, mul, scale, square
-from tilewright.ops.creation import cast, iota, zeros
+from tilewright.ops.creation import cast, zeros
 from tilewright.ops.elementwise_math import pow
 from tilewright.ops.indexing import put_along_axis
 from tilewright.ops.norm import normalize
 from tilewright.ops.pool import avg_pool
-from tilewright.ops.views import broadcast, permute, reshape, sizes_of
+from tilewright.ops.views import broadcast, pad, permute, reshape, sizes_of
 
 __all__ = [
     "depth_to_space",
@@ -115,8 +115,7 @@ def max_unpool(
     Args:
         places: of ``max_pool``: positions in the plane of each channel, shaped like x.
         size: the plane that the places count in.
-        output_size: the result's plane where that is another one: the same elements of the flat
-            array, as ONNX MaxUnpool has it.
+        output_size: the result's plane where that is a larger one: zeros follow on every axis.
     """
     shape = _image("max_unpool", x)
     if places.shape != x.shape or len(size) != len(shape) - 2:
@@ -124,19 +123,14 @@ def max_unpool(
             f"max_unpool: x {shape_of(x.shape)} wants places of that shape and "
             f"{len(shape) - 2} sizes, got {shape_of(places.shape)} and {tuple(size)}"
         )
-    rows, lead = shape[0] * shape[1], shape[:2]
-    target = tuple(int(n) for n in (size if output_size is None else output_size))
-    flat = reshape(places, (rows, prod(shape[2:])))
-    if output_size is None or prod(target) == prod(size):
-        base = zeros((rows, prod(target)), x.dtype)
-        y = put_along_axis(base, flat, reshape(x, (rows, prod(shape[2:]))), 1)
-        return reshape(y, (*lead, *target))
-    row = broadcast(reshape(iota((rows,), 0, i64), (rows, 1)), (rows, prod(shape[2:])))
-    step = const_node(prod(size), i64)
-    whole = add(mul(row, broadcast(step, sizes_of(row))), cast(flat, i64))
-    base = zeros((1, rows * prod(target)), x.dtype)
-    y = put_along_axis(base, reshape(whole, (1, -1)), reshape(x, (1, -1)), 1)
-    return reshape(y, (*lead, *target))
+    flat = (shape[0] * shape[1], prod(shape[2:]))
+    base = zeros((flat[0], prod(size)), x.dtype)
+    y = put_along_axis(base, reshape(places, flat), reshape(x, flat), 1)
+    y = reshape(y, (*shape[:2], *size))
+    more = [n - m for n, m in zip(size if output_size is None else output_size, size)]
+    if len(more) != len(size) or min(more) < 0:
+        raise ShapeError(f"max_unpool: output_size {output_size} does not hold a plane {size}")
+    return pad(y, ((0, 0), (0, 0), *((0, n) for n in more))) if any(more) else y
 
 
 # --- normalisation -------------------------------------------------------------------------------
