@@ -131,3 +131,28 @@ def test_functions_are_expanded():
     session = tilewright.onnx.load(made)
     x = np.arange(3, dtype=np.float32)
     np.testing.assert_array_equal(session.run({"x": x})["y"], 2 * x + 10)
+
+
+def test_shortcuts_see_when_inputs_change():
+    nodes = [helper.make_node("Add", ["x", "w"], ["y"]), helper.make_node("Identity", ["x"], ["i"])]
+    w = np.array([1, 2, 3], np.float32)
+    one = tilewright.onnx.load(model(nodes[:1], [value("x")], [value("y")], {"w": w}))
+    both = tilewright.onnx.load(model(nodes, [value("x")], [value("y"), value("i")], {"w": w}))
+    passed = tilewright.onnx.load(model(nodes[1:], [value("x")], [value("i")]))
+    base = np.arange(24, dtype=np.float32).reshape(8, 3)
+    frozen = base[:2].copy()
+    frozen.flags.writeable = False
+    for x in (base[:2], base[:2], base[:4], base[::2], base[:2], frozen, base[:0], base[:2]):
+        for _ in range(2):
+            np.testing.assert_array_equal(one.run({"x": x})["y"], x + w)
+            got = both.run({"x": x})
+            np.testing.assert_array_equal(got["y"], x + w)
+            np.testing.assert_array_equal(got["i"], x)
+            copied = passed.run({"x": x})["i"]
+            np.testing.assert_array_equal(copied, x)
+            assert not np.shares_memory(copied, x)
+            assert not np.shares_memory(got["i"], x)
+    with pytest.raises(DTypeError):
+        one.run({"x": base.astype(np.int32)})
+    with pytest.raises(ShapeError):
+        one.run({"z": base})

@@ -10,8 +10,9 @@ import numpy as np
 
 from tilewright.formats.onnx import Model
 from tilewright.graph import Node
+from tilewright.onnx.quick import Run, quick_run
 from tilewright.onnx.segment import Arena, Segment
-from tilewright.onnx.trace import Done, Step, Trace, bound, contents_key, results_key
+from tilewright.onnx.trace import Done, Step, Trace, contents_key, results_key
 from tilewright.onnx.values import array_of_buffer, buffer_of, leaf
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import default_target
@@ -43,11 +44,8 @@ class Plan:
         """A program for ``roots``."""
         return Segment(roots, dynamic, default_target(), self.pool, self.arena)
 
-    def run(self, inputs: Sequence[Any]) -> list[Any]:
-        """The outputs' values: arrays, lists of arrays (sequences) or None.
-
-        ``inputs``: buffers, arrays of what no tensor holds, lists of those.
-        """
+    def _root(self, inputs: Sequence[Any]) -> Step:
+        """Where runs with inputs of these sizes begin."""
         key = results_key(list(inputs)), layouts(inputs)
         root = self._roots.get(key)
         if root is None:
@@ -56,13 +54,27 @@ class Plan:
                 self._roots.popitem(last=False)
         else:
             self._roots.move_to_end(key)
+        return root
+
+    def quick(
+        self, inputs: Sequence[Any], names: Sequence[str], outputs: Sequence[str]
+    ) -> Run | None:
+        """A shortcut for runs with such inputs, if there is one (:mod:`tilewright.onnx.quick`)."""
+        return quick_run(self._root(inputs), inputs, names, outputs)
+
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
+        """The outputs' values: arrays, lists of arrays (sequences) or None.
+
+        ``inputs``: buffers, arrays of what no tensor holds, lists of those.
+        """
+        root = self._root(inputs)
         done: Done = {}
         step: Step | None = root
         alive = flatten(inputs)
         while step is not None and step.kind:
             alive = step.compute(alive, done)
             if step.kind == "end":
-                return [bound(o, alive) for o in step.outputs]
+                return step.results(alive)
             if step.kind == "contents":
                 arrays = [array_of_buffer(alive[i]) for i in step.wanted]
                 step = step.child(contents_key(arrays))

@@ -19,6 +19,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -48,7 +49,7 @@ from tilewright.tensor.modes import no_grad
 if TYPE_CHECKING:
     from tilewright.onnx.plan import Plan
 
-__all__ = ["Done", "Step", "Trace"]
+__all__ = ["Done", "Number", "Step", "Trace"]
 
 Done = dict["Step", tuple[list[Buffer], list[Any]]]
 """What a run has computed: by step the tensors that are alive after it, and the host's results."""
@@ -106,6 +107,28 @@ class Step:
     def after_call(self, alive: Sequence[Buffer], placed: Sequence[Any]) -> list[Buffer]:
         """The tensors after a ``"call"`` step."""
         return [alive[i] for i in self.kept] + flat_buffers(placed)
+
+    def results(self, alive: Sequence[Buffer]) -> list[Any]:
+        """The outputs of an ``"end"`` step, in memory that is nobody else's."""
+        return [self._own(o, alive) for o in self.outputs]
+
+    def _own(self, value: Any, alive: Sequence[Buffer]) -> Any:
+        if isinstance(value, list):
+            return [self._own(v, alive) for v in value]
+        if type(value) is not Number:
+            return value.copy() if isinstance(value, np.ndarray) else value
+        array = array_of_buffer(alive[value])
+        alone = self.carried[value] in self.fresh and array.flags.c_contiguous
+        return array if alone else np.array(array, order="C")
+
+    @cached_property
+    def fresh(self) -> frozenset[int]:
+        """The segment's results that lie in memory of their own."""
+        if self.segment is None:
+            return frozenset()
+        first = len(self.segment.template)
+        places = [self.segment.program.outputs[i].place for i in self.segment.places]
+        return frozenset(i for i, p in enumerate(places) if p >= first and places.count(p) == 1)
 
     def child(self, key: Any) -> Step | None:
         """What came next when the host learnt ``key``."""
@@ -449,7 +472,7 @@ class Trace:
         if not self.step.kind:
             self.step.kind = "end"
             self.step.outputs = [_numbered(self._fixed(r), self.dynamic) for r in results]
-        return [bound(o, self.buffers) for o in self.step.outputs]
+        return self.step.results(self.buffers)
 
     def _fixed(self, value: Any) -> Any:
         if isinstance(value, list):
@@ -516,19 +539,19 @@ def flat_buffers(placed: Any) -> list[Buffer]:
     return [b for b in _flat(placed) if isinstance(b, Buffer)]
 
 
-class _Number(int):
+class Number(int):
     """The number of an alive tensor, in a place where other things may stand too."""
 
 
 def _numbered(value: Any, numbers: dict[Node, int]) -> Any:
     if isinstance(value, Tensor):
-        return _Number(numbers[value.node])
+        return Number(numbers[value.node])
     return [_numbered(v, numbers) for v in value] if isinstance(value, list) else value
 
 
 def bound(value: Any, buffers: Sequence[Buffer]) -> Any:
     """A step's argument or output, as arrays."""
-    if type(value) is _Number:
+    if type(value) is Number:
         return array_of_buffer(buffers[value])
     return [bound(v, buffers) for v in value] if isinstance(value, list) else value
 
