@@ -16,6 +16,7 @@ from tilewright.errors import ShapeError
 from tilewright.graph import Node
 from tilewright.ops import gemm_calls, table
 from tilewright.ops.elementwise import cast
+from tilewright.ops.epilogue import Epilogue, Step
 from tilewright.ops.gemm import bmm
 from tilewright.runtime.buffers import Buffer, empty, from_array
 
@@ -316,20 +317,21 @@ def test_large_products_share_kernels() -> None:
     assert len(seen) <= 12, sorted(name for name, _ in seen)
 
 
-def bias_and_residual(acc, i, j, extras):  # type: ignore[no-untyped-def]
-    bias, residual = extras
-    rows, columns = acc.shape
-    return (acc + bias[j : j + columns]) * 2.0 + residual[i : i + rows, j : j + columns]
-
-
 @pytest.mark.parametrize(("m", "k", "n"), [(40, 30, 50), (600, 820, 70), (100, 90, 3)])
 def test_epilogue(m: int, k: int, n: int) -> None:
+    """((a @ b + bias) * 2 + residual; more in tests/compiler/passes/test_epilogue.py."""
     rng = np.random.default_rng(0)
     a, b, residual = (rng.standard_normal(s).astype(np.float32) for s in ((m, k), (k, n), (m, n)))
-    bias = rng.standard_normal(n).astype(np.float32)
+    bias = rng.standard_normal((1, n)).astype(np.float32)
     plain = bmm(data(a), data(b))
-    attrs = {**plain.attrs, "epilogue": bias_and_residual}
-    node = Node("bmm", plain.inputs, plain.shape, plain.dtype, attrs)
+    steps = [("add", (0, -1)), ("const", ()), ("mul", (1, 2)), ("add", (3, -2))]
+    epilogue = Epilogue(
+        f32,
+        tuple(Step(op, at, (f32,) * len(at), f32, {"value": 2.0} if not at else {})
+              for op, at in steps),
+        ("row", "full"),
+    )  # fmt: skip
+    node = Node("bmm", plain.inputs, plain.shape, plain.dtype, {"epilogue": epilogue})
     got = launched(node, extras=(from_array(bias), from_array(residual)))
     assert np.array_equal(got, (in_order(a, b) + bias) * np.float32(2) + residual)
 

@@ -7,10 +7,10 @@ operands of the chain become extra inputs. Each op still rounds to float32, as i
 
 from __future__ import annotations
 
-from tilewright.compiler.source import Expression
 from tilewright.dtypes import f32
 from tilewright.graph import Graph, Node
 from tilewright.ops import table
+from tilewright.ops.source import Expression
 
 __all__ = ["fuse_epilogues"]
 

@@ -28,12 +28,11 @@ from tilewright.compiler.fusion import (
     map_of_input,
     reduces,
 )
-from tilewright.compiler.source import unique_name
 from tilewright.compiler.walk import BLOCK, SPAN, Axis, Operand, Walk, pieces
 from tilewright.dtypes import DType, bf16, boolean, f16, f32, i32
 from tilewright.graph import Node, data_node
-from tilewright.ops import table
 from tilewright.ops.calls import KernelCall
+from tilewright.ops.source import cast_text, element_text, literal_text, unique_name
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import Kernel
 
@@ -41,6 +40,7 @@ __all__ = ["BLOCK", "Scalar", "loop_calls", "split_workspace"]
 
 _WORTH = 8192  # elements that are worth handing to another thread
 _HALF = (f16, bf16)
+_KEEPING = IDENTITIES - {"cast"}  # ops whose elements are those of their input
 
 
 class _Integer(int):
@@ -410,7 +410,7 @@ class _Kernel(Walk):
 
     def _expression(self, node: Node, m: Map) -> tuple[str, bool]:
         if node.op == "const":
-            return f"full((), {_literal(node.attrs['value'], node.dtype)}, {node.dtype})", False
+            return literal_text(node.attrs["value"], node.dtype), False
         if node.op == "scalar":
             return self.scalars[node], False
         if (node, m) in self.patterns:
@@ -420,22 +420,13 @@ class _Kernel(Walk):
             return self._load(name, operand)
         names = [self.outer_names.get(p) or self.inner_names[p] for p in self._needs(node, m)]
         is_block = any(name in self.blocks for name in names)
-        if node.op == "cast":
-            return _cast(names[0], node.inputs[0].dtype, node.dtype), is_block
-        if node.op in IDENTITIES or (node.op in REDUCTIONS and node.op in _UPDATES):
+        if node.op in _KEEPING or (node.op in REDUCTIONS and node.op in _UPDATES):
             return names[0], is_block
         if node.op in ("any", "all"):  # over axes of size 1
-            return _cast(names[0], node.inputs[0].dtype, boolean), is_block
+            return cast_text(names[0], node.inputs[0].dtype, boolean), is_block
         if node.op in REDUCTIONS:
             return "full((), 0, i64)", False
-        wide = [
-            f"{name}.to(f32)" if source.dtype in _HALF else name
-            for name, source in zip(names, node.inputs)
-        ]
-        text = table.get(node.op).source(node).format(*wide, **node.attrs)
-        if node.dtype in _HALF:
-            text = f"({text}).to({node.dtype})"
-        return text, is_block
+        return element_text(node, names), is_block
 
     def _pattern_text(self, node: Node, m: Map) -> tuple[str, bool]:
         name, strides = self.patterns[node, m]
@@ -518,27 +509,6 @@ def _identity(op: str, dtype: DType) -> str:
     if dtype.kind == "i":
         return str(-(1 << bits - 1) if low else (1 << bits - 1) - 1)
     return str(0 if low else (1 << bits) - 1)
-
-
-def _literal(value: Any, dtype: DType) -> str:
-    if dtype is boolean:
-        return repr(bool(value))
-    if not dtype.is_float:
-        bits = dtype.bits
-        value = int(value) & ((1 << bits) - 1)
-        return repr(value - (1 << bits) if dtype.kind == "i" and value >> bits - 1 else value)
-    value = float(value)
-    return repr(value) if math.isfinite(value) else "nan" if value != value else f"{value}"
-
-
-def _cast(name: str, source: DType, target: DType) -> str:
-    if source is target:
-        return name
-    if target is boolean:
-        return f"({name} != 0)"
-    if target in _HALF and source.is_integer:
-        return f"{name}.to(f32).to({target})"
-    return f"{name}.to({target})"
 
 
 _KERNELS: dict[str, Kernel] = {}

@@ -14,11 +14,11 @@ from typing import Any
 
 from tilewright.compiler.memory import MemoryPlan, is_alias
 from tilewright.compiler.pack import Weights
-from tilewright.compiler.source import inline_function
 from tilewright.dtypes import u8
 from tilewright.graph import Graph, Node, evaluate, upper_bound
 from tilewright.ops import table
 from tilewright.ops.calls import KernelCall
+from tilewright.ops.source import inline_function
 from tilewright.runtime.buffers import Buffer, empty, zeros
 from tilewright.runtime.launch import Kernel
 from tilewright.runtime.program import Launch, LaunchTable

@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from tilewright.compiler.source import unique_name
 from tilewright.dtypes import f32
 from tilewright.graph import Graph, Node, Shape
 from tilewright.ops import table
+from tilewright.ops.source import unique_name
 
 __all__ = ["BLOCK", "fuse_rows"]
 

@@ -27,6 +27,7 @@ from tilewright.compiler.memory import (
     flat_arguments,
     reads_before_writing,
 )
+from tilewright.compiler.passes.epilogue import fuse_epilogues
 from tilewright.compiler.walk import Walk
 from tilewright.dtypes import DType, bf16, boolean, f16, f32, f64, from_float32, to_float32
 from tilewright.errors import UnsupportedError
@@ -151,7 +152,7 @@ class StaticProgram:
                 self.segments.append(call)
                 self._patches.append([])
                 self._numbers.append([])
-        position = {node: i for i, node in enumerate(builder.order)}
+        position = {node: i for i, node in enumerate(builder.given)}
         self.scalar_positions = [position[node] for node in scalars]
 
     def _add_table(
@@ -295,16 +296,21 @@ class _Builder:
     def __init__(
         self, order: Sequence[Node], roots: Sequence[Node], in_place: dict[Node, Node]
     ) -> None:
+        self.given = order
+        order, new = fuse_epilogues(roots, order)
+        roots = [new[root] for root in roots]
+        in_place = {new[root]: leaf for root, leaf in in_place.items()}
         self.order = order
         self.storages: list[_Storage] = []
         self.buffers: dict[Node, Buffer] = {}
         self.calls: list[KernelCall | _HostCall] = []
         self.generated: dict[int, Callable[[], Walk]] = {}  # by id of a generated kernel's call
         self.parts: dict[Node, list[Node]] = {}
-        for node in order:
+        for node in self.given:
             if node.value is not None:
                 self._leaf(node)
-            elif node.op == "part":
+        for node in order:
+            if node.op == "part":
                 self.parts.setdefault(node.inputs[0], []).append(node)
         self.groups, self.cheap = partition(order, roots)
         self.group_of = {m: g for g in self.groups for m in g.members}

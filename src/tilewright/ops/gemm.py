@@ -14,6 +14,7 @@ from tilewright.dtypes import DType, bf16, boolean, f16, f32, from_float32, to_f
 from tilewright.errors import ShapeError
 from tilewright.graph import Node, Shape, shape_of
 from tilewright.ops.calls import KernelCall
+from tilewright.ops.epilogue import Epilogue
 from tilewright.ops.gemm_calls import Plan, is_small, plan_product, product_calls, workspace_of
 from tilewright.ops.table import OpDef, make, register
 from tilewright.ops.views import permute, sum_to
@@ -88,10 +89,14 @@ def _inferred(
 def _reference(
     a: np.ndarray,
     b: np.ndarray,
+    *extras: np.ndarray,
     out_dtype: DType | None = None,
     compute: DType | None = None,
+    epilogue: Epilogue | None = None,
 ) -> np.ndarray:
     """In float64 (integers in their own dtype), to be rounded once by the caller."""
+    if epilogue is not None:
+        return epilogue.evaluate(_reference(a, b, out_dtype=out_dtype, compute=compute), *extras)
     if compute is bf16:
         a, b = (_rounded(x) for x in (a, b))
     if a.dtype.kind == "f":
@@ -193,4 +198,33 @@ def _transposed(x: Node) -> Node:
     return permute(x, (*range(n - 2), n - 1, n - 2))
 
 
-register(OpDef("bmm", _infer, _reference, calls=_calls, workspace=_workspace, gradient=_gradient))
+def _absorb(node: Node, operand: Node, shape: Shape) -> tuple[str, Shape] | None:
+    """Operands that are of the product's shape, or constant along rows, columns or both."""
+    rank = len(node.shape)
+    own = (1,) * (len(shape) - len(operand.shape)) + tuple(operand.shape)
+    if shape != node.shape:
+        if any(n != 1 for n in node.shape[:-2]) or shape[-1] != node.shape[-1]:
+            return None
+        if any(n != 1 for n in own[:-1]):
+            if own[:-1] != shape[:-1]:
+                return None  # rows that repeat
+            own = (*(1,) * (rank - 2), *node.shape[-2:-1], own[-1])
+        else:
+            own = (*(1,) * (rank - 1), own[-1])
+    m, n = own[-2:]
+    if _is_turned(node) or is_small(*_sizes(node), [x.dtype for x in node.inputs[:2]]):
+        return None
+    return ("number" if n == 1 else "row") if m == 1 else ("column" if n == 1 else "full"), own
+
+
+register(
+    OpDef(
+        "bmm",
+        _infer,
+        _reference,
+        calls=_calls,
+        workspace=_workspace,
+        gradient=_gradient,
+        absorb=_absorb,
+    )
+)

@@ -14,6 +14,7 @@ from typing import Any
 from tilewright.dtypes import DType, bf16, f32, f64, i32, i64, u32, u64
 from tilewright.graph import Shape
 from tilewright.ops.calls import KernelCall
+from tilewright.ops.epilogue import Epilogue
 from tilewright.ops.gemm_kernels import (
     MOST_ROWS,
     MOST_WORDS,
@@ -22,9 +23,9 @@ from tilewright.ops.gemm_kernels import (
     gemm_blocked,
     gemm_direct,
     gemm_small,
+    no_epilogue,
     pack_panels,
 )
-from tilewright.ops.quantized import no_epilogue
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import default_pool
 
@@ -39,6 +40,13 @@ _WORTH = 1 << 18  # multiply-adds that are worth handing to another thread
 _FEW_ROWS = 16  # rows over which packing b would not pay
 _PACK_FIRST_ROWS = 512  # rows from which b is packed once for all of them...
 _PACK_FIRST_BYTES = 8 << 20  # ...if it then stays in the last cache; twice the rows: anyway
+# The tile stands at row i, column j of the product number o, p.
+_WINDOWS = {
+    "full": "extras[{0}][o, p, i : i + acc.shape[0], j : j + acc.shape[1]]",
+    "row": "extras[{0}][o, p, 0, j : j + acc.shape[1]]",
+    "column": "extras[{0}][o, p, i : i + acc.shape[0], 0:1]",
+    "number": "extras[{0}][o, p, 0, 0]",
+}
 _NO_CHANGE = {u32: 0x80008000, u64: 0x8000000080000000}  # pairs of -0.0
 
 
@@ -186,14 +194,15 @@ def product_calls(
     b: Buffer,
     y: Buffer,
     workspace: Sequence[Buffer] = (),
-    epilogue: Callable[..., Any] | None = None,
+    epilogue: Epilogue | None = None,
     extras: Sequence[Buffer] = (),
 ) -> list[KernelCall]:
     """``y = epilogue(a @ b)``: a (*batch, m, k), b (*batch, k, n), y (*batch, m, n).
 
     Args:
         workspace: buffers as :func:`workspace_of` lists them.
-        epilogue: inline ``(acc, i, j, extras) -> tile``, for products without batch axes.
+        epilogue: of kinds ``full``, ``row``, ``column`` and ``number``.
+        extras: (*batch, m, n), with sizes of 1 as the kind says and where batches repeat.
     """
     if 0 in y.shape:
         return []
@@ -201,13 +210,17 @@ def product_calls(
     packed = spare.pop(0) if plan.pack_first else None
     sums = spare.pop(0) if plan.keep_sums else y
     calls: list[KernelCall] = []
-    for one, two, out, between in split_batches(a, b, y, sums):
+    finish = no_epilogue
+    if epilogue is not None:
+        finish = epilogue.function("acc, o, p, i, j, extras", _WINDOWS)
+    for one, two, *more, between, out in split_batches(a, b, *extras, sums, y):
+        rest = tuple(more)
         if _takes_small(plan, two, out):
-            calls.append(_small_call(plan, one, two, out, epilogue, extras))
+            calls.append(_small_call(plan, one, two, out, finish, rest))
         elif _is_direct(plan, two):
-            calls.append(_direct_call(plan, one, two, out, epilogue, extras))
+            calls.append(_direct_call(plan, one, two, out, finish, rest))
         else:
-            calls += _blocked_calls(plan, one, two, out, between, packed, epilogue, extras)
+            calls += _blocked_calls(plan, one, two, out, between, packed, finish, rest)
     return calls
 
 
@@ -229,8 +242,8 @@ def _small_call(
     a: Buffer,
     b: Buffer,
     y: Buffer,
-    epilogue: Callable[..., Any] | None,
-    extras: Sequence[Buffer],
+    epilogue: Callable[..., Any],
+    extras: tuple[Buffer, ...],
 ) -> KernelCall:
     """Constants depend on dtypes and on whether b's rows are in one piece: else it is gathered,
     which more rows of a have to pay for."""
@@ -243,12 +256,12 @@ def _small_call(
         "NT": columns,
         "ACC": plan.accumulate,
         "PAIRS": plan.word is u32,
-        "epilogue": epilogue or no_epilogue,
+        "epilogue": epilogue,
     }
     a = a.view((*a.shape, 1), (*a.strides, 1)).fix(4)
     grid = (-(-plan.n // columns), -(-plan.m // rows), y.shape[0] * y.shape[1])
     smallest = max(1, _WORTH // (rows * columns * max(plan.k, 1)))
-    return KernelCall(gemm_small, grid, (a, b, y, tuple(extras)), consts, smallest)
+    return KernelCall(gemm_small, grid, (a, b, y, extras), consts, smallest)
 
 
 def _is_direct(plan: Plan, b: Buffer) -> bool:
@@ -261,8 +274,8 @@ def _direct_call(
     a: Buffer,
     b: Buffer,
     y: Buffer,
-    epilogue: Callable[..., Any] | None,
-    extras: Sequence[Buffer],
+    epilogue: Callable[..., Any],
+    extras: tuple[Buffer, ...],
 ) -> KernelCall:
     rows = _power_of_two(-(-plan.m // -(-plan.m // ROWS)))  # few sizes: each is compiled
     columns = plan.panel // 2 if plan.n <= plan.panel // 2 else plan.panel
@@ -273,10 +286,10 @@ def _direct_call(
         "NT": columns,
         "ACC": plan.accumulate,
         "PAIRS": plan.word is u32,
-        "epilogue": epilogue or no_epilogue,
+        "epilogue": epilogue,
     }
     grid = (-(-plan.n // columns), -(-plan.m // rows), y.shape[0] * y.shape[1])
-    return KernelCall(gemm_direct, grid, (a, b, y, tuple(extras)), consts)
+    return KernelCall(gemm_direct, grid, (a, b, y, extras), consts)
 
 
 def _blocked_calls(
@@ -286,8 +299,8 @@ def _blocked_calls(
     y: Buffer,
     sums: Buffer,
     packed: Buffer | None,
-    epilogue: Callable[..., Any] | None,
-    extras: Sequence[Buffer],
+    epilogue: Callable[..., Any],
+    extras: tuple[Buffer, ...],
 ) -> list[KernelCall]:
     a, a_turned = _unit_stride_last(a)
     b, b_turned = _unit_stride_last(b)
@@ -317,7 +330,7 @@ def _blocked_calls(
         "AT": a_turned,
         "BT": b_turned,
         "PRE": packed is not None,
-        "epilogue": epilogue or no_epilogue,
+        "epilogue": epilogue,
     }
     grid3 = (
         -(-plan.all_panels // plan.panels),
@@ -334,7 +347,7 @@ def _blocked_calls(
     a_share = min(2, -(-a_rows // (tiles * plan.panels)))
     b_share = -(-b_rows // tiles) if packed is not None or tiles >= 8 else 0
     sizes = (plan.rows, plan.chunk, plan.panels, plan.chunks, a_share, b_share)
-    calls.append(KernelCall(gemm_blocked, grid3, (a, b, sums, y, tuple(extras), *sizes), consts))
+    calls.append(KernelCall(gemm_blocked, grid3, (a, b, sums, y, extras, *sizes), consts))
     return calls
 
 

@@ -56,6 +56,7 @@ __all__ = [
     "gemm_blocked",
     "gemm_direct",
     "gemm_small",
+    "no_epilogue",
     "pack_panels",
 ]
 
@@ -64,6 +65,11 @@ PANEL = 32
 MOST_ROWS = 384  # of a block with words of 4 bytes, half of that with 8: fills the L2 cache
 MOST_WORDS = 400  # of k in a block: a panel's wait in the L1 cache
 _UNROLL = 4
+
+
+def no_epilogue(acc, o, p, i, j, extras):
+    """Stores the sums as they are."""
+    return acc
 
 
 # --- words ---------------------------------------------------------------------------------------
@@ -149,7 +155,7 @@ def gemm_direct(
         for k in range(whole, a.shape[3]):
             left = a[o, p, i : i + MT, k].to(ACC)
             acc = _step(acc, left, b[o, p, k, j : j + NT].to(ACC))
-    y[o, p, i : i + MT, j : j + NT] = epilogue(acc, i, j, extras)
+    y[o, p, i : i + MT, j : j + NT] = epilogue(acc, o, p, i, j, extras)
 
 
 @kernel
@@ -178,7 +184,7 @@ def gemm_small(
         for k in range(a.shape[3]):
             left = a[o, p, i : i + MT, k, 0].to(ACC)
             acc = _step(acc, left, b[o, p, k, j : j + NT].to(ACC))
-    y[o, p, i : i + MT, j : j + NT] = epilogue(acc, i, j, extras)
+    y[o, p, i : i + MT, j : j + NT] = epilogue(acc, o, p, i, j, extras)
 
 
 # Compiled as generated kernels are, in a seventh of the time: the passes that are left out would
@@ -437,6 +443,8 @@ def gemm_blocked(
                         else:
                             acc = _sum(left, right, acc, i, bounded, MR, NR, AT)
                         if ends:
-                            y[o, p, row : row + MR, j : j + NR] = epilogue(acc, row, j, extras)
+                            y[o, p, row : row + MR, j : j + NR] = epilogue(
+                                acc, o, p, row, j, extras
+                            )
                         else:
                             sums[o, p, row : row + MR, j : j + NR] = acc

@@ -75,6 +75,11 @@ class OpDef:
             node's shape; a tuple with Nones for several results) with the op's Jacobian, as graph
             code. Absent: the op has no gradient.
         host: the op runs its reference on the host, between programs.
+        absorb: for ops that do elementwise work on their results (:mod:`tilewright.ops.epilogue`):
+            ``(node, operand, shape) -> (kind, shape)``, how ``operand`` lies beside the result and
+            the shape in which it becomes an input; None where that is impossible or not worth it.
+            The operand broadcasts to ``shape``, the node's own or a reshape of it that keeps the
+            last axis. Asked with the node itself as operand: whether it takes such work at all.
         wrap: turns the output's plain buffer into what ``calls`` wants (quantised rows).
         state: index of the input whose buffer is written in place and is the result.
         weight_forms: in which form weight inputs are wanted, by input index: ``matrix`` or
@@ -93,6 +98,7 @@ class OpDef:
     infer_parts: Callable[[Inputs, Attrs], Sequence[tuple[Shape, DType]]] | None = None
     gradient: Callable[[Node, Any], Sequence[Node | None]] | None = None
     host: bool = False
+    absorb: Callable[[Node, Node, Shape], tuple[str, Shape] | None] | None = None
     wrap: Callable[[Node, Any], Any] | None = None
     state: int | None = None
     weight_forms: Mapping[int, str] = field(default_factory=dict)
