@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tilewright.compiler.static import StaticProgram
 from tilewright.formats.onnx import Model
 from tilewright.graph import Node
 from tilewright.onnx.quick import Run, quick_run
@@ -31,6 +32,7 @@ class Plan:
         self.pool = pool
         self.arena = Arena()
         self._roots: OrderedDict[Any, Step] = OrderedDict()
+        self._programs: dict[Any, StaticProgram] = {}
         self._constants: dict[int, tuple[np.ndarray, Tensor]] = {}
 
     def constant(self, array: np.ndarray) -> Tensor:
@@ -41,8 +43,8 @@ class Plan:
         return found[1]
 
     def segment(self, roots: Sequence[Node], dynamic: Mapping[Node, int]) -> Segment:
-        """A program for ``roots``."""
-        return Segment(roots, dynamic, default_target(), self.pool, self.arena)
+        """A program for ``roots``; segments that look alike (of a loop) share one."""
+        return Segment(roots, dynamic, default_target(), self.pool, self.arena, self._programs)
 
     def _root(self, inputs: Sequence[Any]) -> Step:
         """Where runs with inputs of these sizes begin."""

@@ -150,3 +150,11 @@ class Call:
     def keep(self, value: Any) -> Any:
         """Tell the trace of a tensor that outlives this operator's own expressions."""
         return self.trace.keep(value)
+
+    def known(self, value: Any) -> Any:
+        """A constant's contents where they are few; otherwise the value itself."""
+        return self.trace.folded(value)
+
+    def cut(self) -> None:
+        """Let a new program begin here: what follows looks like what came before."""
+        self.trace.cut()

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tilewright.compiler.fusion import pending
-from tilewright.compiler.realize import located
+from tilewright.compiler.realize import located, structure
 from tilewright.compiler.realize import realize as realize_nodes
-from tilewright.compiler.static import build, scalar_bits
+from tilewright.compiler.static import StaticProgram, build, scalar_bits
 from tilewright.graph import Node
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.memory import Memory, take
@@ -62,6 +62,7 @@ class Segment:
         dynamic: the leaves that change from run to run, and their numbers.
         target, pool: where to run.
         arena: working memory.
+        programs: by structure; one that fits is taken, a new one is added.
     """
 
     def __init__(
@@ -71,12 +72,17 @@ class Segment:
         target: Any,
         pool: Any,
         arena: Arena,
+        programs: dict[Any, StaticProgram],
     ) -> None:
         fold_constants(roots, dynamic)
         self.arena = arena
         unique = list(dict.fromkeys(roots))
         order = pending(unique)
-        self.program = build(unique, target, pool, order)
+        key = structure(order, unique)
+        program = programs.get(key)
+        if program is None:
+            program = programs[key] = build(unique, target, pool, order)
+        self.program = program
         self.places = [unique.index(r) for r in roots]
         self.owners: list[Any] = []
         self.template: list[int] = []

@@ -306,7 +306,7 @@ class Trace:
             for i, a in enumerate(args)
         ]
         results = _as_tuple(operator.function(*given, **keywords))
-        return tuple(self._folded(r) for r in results) if known else results
+        return tuple(self.folded(r) for r in results) if known else results
 
     def _argument(self, operator: Operator, position: int, value: Any) -> Any:
         if isinstance(value, np.ndarray):
@@ -322,10 +322,10 @@ class Trace:
         """A constant as a tensor; the same one for the same array."""
         return self.plan.constant(array)
 
-    def _folded(self, value: Any) -> Any:
+    def folded(self, value: Any) -> Any:
         """A constant's contents, where they are few."""
         if isinstance(value, list):
-            return [self._folded(v) for v in value]
+            return [self.folded(v) for v in value]
         if not isinstance(value, Tensor) or not self.is_constant(value.node):
             return value
         order = pending([value.node])
@@ -405,6 +405,12 @@ class Trace:
         self._descend(contents_key(arrays))
         rest = iter(arrays)
         return [next(rest) if isinstance(v, Tensor) else v for v in found]
+
+    def cut(self) -> None:
+        """Begin a new segment, as if the contents of nothing were wanted."""
+        self._cut([])
+        self.step.kind = "contents"
+        self._descend(contents_key([]))
 
     def _folded_fully(self, value: Any) -> Any:
         """A value's contents if it is constant, however large."""

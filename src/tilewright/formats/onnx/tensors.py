@@ -16,7 +16,14 @@ import numpy as np
 
 from tilewright.errors import FormatError, UnsupportedError
 
-__all__ = ["MAX_DENSE_BYTES", "element_name", "numpy_dtype", "read_tensor", "tensor_array"]
+__all__ = [
+    "MAX_DENSE_BYTES",
+    "element_name",
+    "named_dtype",
+    "numpy_dtype",
+    "read_tensor",
+    "tensor_array",
+]
 
 MAX_DENSE_BYTES: Final = 1 << 30
 """The most that a sparse tensor, which names any shape in a few bytes, is written out to."""
@@ -46,6 +53,13 @@ def numpy_dtype(number: int, what: str) -> np.dtype:
         raise UnsupportedError(
             f"{what} has elements of {element_name(number)}, which the installed onnx does not know"
         ) from None
+
+
+def named_dtype(name: str, what: str) -> np.dtype:
+    """:func:`numpy_dtype` by the type's name, as in :func:`element_name`."""
+    import onnx
+
+    return numpy_dtype(onnx.TensorProto.DataType.Value((name or "float").upper()), what)
 
 
 def tensor_array(proto: Any, folder: Path | None, path: object = None) -> np.ndarray:

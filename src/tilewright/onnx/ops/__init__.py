@@ -1,5 +1,12 @@
 """The operators, by family; importing a family registers it."""
 
-from tilewright.onnx.ops import basic
+from tilewright.onnx.ops import (
+    basic,
+    control,
+    convolution,
+    normalization,
+    pooling,
+    resizing,
+)
 
-__all__ = ["basic"]
+__all__ = ["basic", "control", "convolution", "normalization", "pooling", "resizing"]

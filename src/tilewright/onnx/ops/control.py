@@ -1,0 +1,203 @@
+"""Control flow: bodies are traced into the graph around them.
+
+A condition that depends on the model's inputs cuts the program; so do long loops, every few
+iterations, so that the pieces, which look alike, are compiled once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from tilewright.errors import FormatError, ShapeError
+from tilewright.formats.onnx import Graph, ValueInfo
+from tilewright.onnx.registry import Call, op
+from tilewright.tensor.core import Tensor
+from tilewright.tensor.indexing import take
+from tilewright.tensor.manipulation import moveaxis, pad, stack
+
+_NODES: Final = 64  # of a body, in one segment of a long loop
+
+
+@op("If", host=(0,))
+def if_(cond: np.ndarray, *, then_branch: Graph, else_branch: Graph, ctx: Call) -> Any:
+    """One of two bodies."""
+    if cond.size != 1:
+        raise ShapeError(f"a condition is one bool, got {cond.shape}")
+    return tuple(ctx.run(then_branch if cond.item() else else_branch, []))
+
+
+def _truth(ctx: Call, value: Any) -> bool:
+    """A condition's contents; it is one bool."""
+    found = ctx.value(value)
+    if found.size != 1:
+        raise ShapeError(f"a condition is one bool, got {found.shape}")
+    return bool(found.item())
+
+
+def _stacked(ctx: Call, values: Sequence[Any], info: ValueInfo, axis: int = 0) -> Any:
+    """One output of each iteration, along a new axis."""
+    if not values:
+        from tilewright.formats.onnx.tensors import named_dtype
+
+        sizes = [n if isinstance(n, int) else 0 for n in info.shape or ()]
+        sizes.insert(axis if axis >= 0 else axis + len(sizes) + 1, 0)
+        return np.zeros(sizes, named_dtype(info.elements, f"output {info.name!r}"))
+    if any(v is None or isinstance(v, list) for v in values):
+        raise FormatError(f"output {info.name!r} of a body is no tensor")
+    if not any(isinstance(v, Tensor) for v in values):
+        return np.stack(values, axis)
+    return stack([v if isinstance(v, Tensor) else ctx.trace.tensor(v) for v in values], axis=axis)
+
+
+def _chunk(body: Graph, trips: int) -> int:
+    """After how many iterations a long loop is cut; 0 for one that is short enough."""
+    nodes = max(len(body.nodes), 1)
+    return 0 if trips * nodes <= 4 * _NODES else max(_NODES // nodes, 1)
+
+
+@op("Loop", host=(0, 1), raw=True)
+def loop(
+    trips: np.ndarray | None, cond: np.ndarray | None = None, *states: Any, body: Graph, ctx: Call
+) -> Any:
+    """A body that runs up to ``trips`` times while its condition holds.
+
+    The body takes the number of the iteration, the condition and the states, and gives the
+    condition, the states and what is collected of every iteration.
+    """
+    most = None if trips is None else int(trips.item())
+    running = cond is None or bool(cond.item())
+    carried: list[Any] = [ctx.known(s) for s in states]
+    n = len(carried)
+    collected: list[list[Any]] = [[] for _ in body.outputs[n + 1 :]]
+    if len(body.outputs) < n + 1:
+        raise FormatError(f"body {body.name!r} gives {len(body.outputs)} values, {n + 1} are due")
+    chunk = _chunk(body, 1 << 62 if most is None else most)
+    i = 0
+    while running and (most is None or i < most):
+        found = ctx.run(body, [np.array(i, np.int64), np.array(True), *carried])
+        condition, carried = found[0], found[1 : n + 1]
+        for values, value in zip(collected, found[n + 1 :]):
+            values.append(value)
+        del found
+        i += 1
+        if most is None or i < most:
+            if chunk and i % chunk == 0 and isinstance(condition, np.ndarray):
+                ctx.cut()
+            running = _truth(ctx, condition)
+    scanned = [_stacked(ctx, v, info) for v, info in zip(collected, body.outputs[n + 1 :])]
+    return (*carried, *scanned)
+
+
+def _place(i: int, n: int, reverse: int) -> int:
+    return n - 1 - i if reverse else i
+
+
+def _item(ctx: Call, x: Tensor, axis: int, i: int, long: bool) -> Tensor:
+    """Element ``i`` along an axis; where a loop is long by a table, so that pieces look alike."""
+    front = moveaxis(x, axis, 0)
+    if not long:
+        return ctx.keep(front[i])
+    return ctx.keep(take(front, ctx.trace.tensor(np.array([i], np.int64)), axis=0)[0])
+
+
+def run_scan(
+    ctx: Call,
+    body: Graph,
+    states: Sequence[Any],
+    inputs: Sequence[Tensor],
+    in_axes: Sequence[int],
+    in_reverse: Sequence[int],
+) -> tuple[list[Any], list[list[Any]]]:
+    """The states at the end, and for each other output its values in order."""
+    lengths = {x.shape[a] for x, a in zip(inputs, in_axes)}
+    if len(lengths) != 1:
+        raise ShapeError(f"scan inputs have different lengths: {sorted(lengths)}")
+    (count,) = lengths
+    carried: list[Any] = [ctx.known(s) for s in states]
+    n = len(carried)
+    collected: list[list[Any]] = [[] for _ in body.outputs[n:]]
+    chunk = _chunk(body, count)
+    for i in range(count):
+        items = [
+            _item(ctx, x, a, _place(i, count, r), bool(chunk))
+            for x, a, r in zip(inputs, in_axes, in_reverse)
+        ]
+        found = ctx.run(body, [*carried, *items])
+        del items
+        carried = found[:n]
+        for values, value in zip(collected, found[n:]):
+            values.append(value)
+        del found
+        if chunk and (i + 1) % chunk == 0 and i + 1 < count:
+            ctx.cut()
+    return carried, collected
+
+
+@op("Scan", since=9, raw=True)
+def scan(
+    *args: Any,
+    body: Graph,
+    num_scan_inputs: int,
+    scan_input_axes: tuple[int, ...] | None = None,
+    scan_input_directions: tuple[int, ...] | None = None,
+    scan_output_axes: tuple[int, ...] | None = None,
+    scan_output_directions: tuple[int, ...] | None = None,
+    ctx: Call,
+) -> Any:
+    """A body that runs over the elements of inputs along an axis, with states."""
+    n = len(args) - num_scan_inputs
+    states, inputs = args[:n], args[n:]
+    outs = len(body.outputs) - n
+    if n < 0 or outs < 0:
+        raise FormatError(f"{len(args)} inputs do not fit body {body.name!r}")
+    axes = [
+        a + x.ndim if a < 0 else a for a, x in zip(scan_input_axes or (0,) * len(inputs), inputs)
+    ]
+    reverse = scan_input_directions or (0,) * len(inputs)
+    carried, collected = run_scan(ctx, body, states, inputs, axes, reverse)
+    results = []
+    for values, info, axis, back in zip(
+        collected,
+        body.outputs[n:],
+        scan_output_axes or (0,) * outs,
+        scan_output_directions or (0,) * outs,
+    ):
+        results.append(_stacked(ctx, values[::-1] if back else values, info, axis))
+    return (*carried, *results)
+
+
+@op("Scan", since=8, host=(0,))
+def scan_8(
+    lengths: np.ndarray | None,
+    *args: Tensor,
+    body: Graph,
+    num_scan_inputs: int,
+    directions: tuple[int, ...] | None = None,
+    ctx: Call,
+) -> Any:
+    """Before version 9 every value had a batch in front, each example a length of its own."""
+    n = len(args) - num_scan_inputs
+    batch, longest = args[-1].shape[0], args[-1].shape[1]
+    reverse = directions or (0,) * num_scan_inputs
+    finals: list[list[Any]] = []
+    outputs: list[list[Any]] = []
+    for b in range(batch):
+        length = longest if lengths is None else int(lengths[b])
+        items = [ctx.keep(x[b, :length]) for x in args[n:]]
+        states = [ctx.keep(s[b]) for s in args[:n]]
+        carried, collected = run_scan(ctx, body, states, items, (0,) * len(items), reverse)
+        finals.append([ctx.keep(_tensor(ctx, c)) for c in carried])
+        padded = []
+        for values, info in zip(collected, body.outputs[n:]):
+            whole = _tensor(ctx, _stacked(ctx, values, info))
+            more = [(0, longest - length)] + [(0, 0)] * (whole.ndim - 1)
+            padded.append(ctx.keep(pad(whole, more)))
+        outputs.append(padded)
+    return tuple(stack(list(each)) for part in (finals, outputs) for each in zip(*part))
+
+
+def _tensor(ctx: Call, value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else ctx.trace.tensor(value)
