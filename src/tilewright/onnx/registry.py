@@ -147,6 +147,10 @@ class Call:
         """The contents of a value; cuts the program if they depend on the model's inputs."""
         return self.trace.contents([value])[0]
 
+    def known(self, value: Any) -> np.ndarray | None:
+        """The contents of a value that depends on no input of the model, else None."""
+        return self.trace.known(value)
+
     def keep(self, value: Any) -> Any:
         """Tell the trace of a tensor that outlives this operator's own expressions."""
         return self.trace.keep(value)

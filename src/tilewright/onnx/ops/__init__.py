@@ -1,12 +1,37 @@
 """The operators, by family; importing a family registers it."""
 
 from tilewright.onnx.ops import (
+    activations,
+    arithmetic,
     basic,
+    casts,
     control,
     convolution,
+    creation,
+    gathers,
+    linear,
+    logic,
     normalization,
     pooling,
+    reductions,
     resizing,
+    shapes,
 )
 
-__all__ = ["basic", "control", "convolution", "normalization", "pooling", "resizing"]
+__all__ = [
+    "activations",
+    "arithmetic",
+    "basic",
+    "casts",
+    "control",
+    "convolution",
+    "creation",
+    "gathers",
+    "linear",
+    "logic",
+    "normalization",
+    "pooling",
+    "reductions",
+    "resizing",
+    "shapes",
+]

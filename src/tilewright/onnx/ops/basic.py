@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from tilewright.errors import FormatError, ShapeError
-from tilewright.onnx.registry import Call, op
+from tilewright.onnx.ops.common import moves
+from tilewright.onnx.registry import op
 from tilewright.tensor import manipulation
 from tilewright.tensor.core import Tensor
 
@@ -55,10 +56,21 @@ def size(x: Any) -> np.ndarray:
     return np.array(np.prod(x.shape, dtype=np.int64), np.int64)
 
 
-@op("Reshape", since=5, host=(1,))
+@op("Reshape", since=5, host=(1,), raw=True)
+@moves(0)
 def reshape(x: Tensor, shape: np.ndarray, *, allowzero: int = 0) -> Tensor:
     """Other sizes for the same elements: 0 keeps an axis (unless ``allowzero``), -1 is found."""
-    sizes = [int(n) for n in shape]
+    return _reshaped(x, shape.reshape(-1).tolist(), allowzero)
+
+
+@op("Reshape", since=1, raw=True)
+@moves(0)
+def reshape_1(x: Tensor, *, shape: tuple[int, ...], consumed_inputs: Any = None) -> Tensor:
+    """Before version 5 the shape was an attribute."""
+    return _reshaped(x, list(shape), 0)
+
+
+def _reshaped(x: Tensor, sizes: list[int], allowzero: int) -> Tensor:
     if not allowzero:
         if any(n == 0 and i >= x.ndim for i, n in enumerate(sizes)):
             raise ShapeError(f"shape {sizes} keeps an axis that {x.shape} does not have")
@@ -66,40 +78,11 @@ def reshape(x: Tensor, shape: np.ndarray, *, allowzero: int = 0) -> Tensor:
     return manipulation.reshape(x, tuple(sizes))
 
 
-@op("Reshape", since=1)
-def reshape_1(x: Tensor, *, shape: tuple[int, ...], consumed_inputs: Any = None) -> Tensor:
-    """Before version 5 the shape was an attribute."""
-    return reshape(x, np.array(shape, np.int64))
-
-
-@op("Transpose")
+@op("Transpose", raw=True)
+@moves(0)
 def transpose(x: Tensor, *, perm: tuple[int, ...] | None = None) -> Tensor:
     """Axes in another order; without ``perm`` reversed."""
     return manipulation.permute_dims(x, perm or tuple(reversed(range(x.ndim))))
-
-
-@op("Concat", since=4)
-def concat(*xs: Tensor, axis: int, ctx: Call) -> Tensor:
-    """Arrays one after the other along an axis."""
-    return manipulation.concat(xs, axis=axis)
-
-
-@op("Concat", since=1)
-def concat_1(*xs: Tensor, axis: int = 1) -> Tensor:
-    """Before version 4 the axis had a default."""
-    return manipulation.concat(xs, axis=axis)
-
-
-@op("Add", since=7)
-def add(x: Tensor, y: Tensor) -> Tensor:
-    """Elementwise, broadcasting as NumPy."""
-    return x + y
-
-
-@op("MatMul")
-def matmul(x: Tensor, y: Tensor) -> Tensor:
-    """As NumPy's."""
-    return x @ y
 
 
 @op("NonZero", boundary=True)
