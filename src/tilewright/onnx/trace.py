@@ -406,18 +406,16 @@ class Trace:
         rest = iter(arrays)
         return [next(rest) if isinstance(v, Tensor) else v for v in found]
 
-<<<<<<< HEAD
     def cut(self) -> None:
         """Begin a new segment, as if the contents of nothing were wanted."""
         self._cut([])
         self.step.kind = "contents"
         self._descend(contents_key([]))
-=======
+
     def known(self, value: Any) -> np.ndarray | None:
         """The contents of a value, if it depends on no input."""
         found = self._folded_fully(value)
         return found if isinstance(found, np.ndarray) else None
->>>>>>> 420246c (Add ONNX elementwise, activation, reduction, cast, shape, gather and creation operators, and the standard's cases by name)
 
     def _folded_fully(self, value: Any) -> Any:
         """A value's contents if it is constant, however large."""
