@@ -147,9 +147,9 @@ class Call:
         """The contents of a value; cuts the program if they depend on the model's inputs."""
         return self.trace.contents([value])[0]
 
-    def known(self, value: Any) -> np.ndarray | None:
+    def constant(self, value: Any) -> np.ndarray | None:
         """The contents of a value that depends on no input of the model, else None."""
-        return self.trace.known(value)
+        return self.trace.constant_of(value)
 
     def keep(self, value: Any) -> Any:
         """Tell the trace of a tensor that outlives this operator's own expressions."""

@@ -412,7 +412,7 @@ class Trace:
         self.step.kind = "contents"
         self._descend(contents_key([]))
 
-    def known(self, value: Any) -> np.ndarray | None:
+    def constant_of(self, value: Any) -> np.ndarray | None:
         """The contents of a value, if it depends on no input."""
         found = self._folded_fully(value)
         return found if isinstance(found, np.ndarray) else None

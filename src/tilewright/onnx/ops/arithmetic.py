@@ -108,7 +108,7 @@ def _fixed_power(x: Node, exponent: float) -> Node | None:
 def pow_(x: Tensor, y: Tensor, *, ctx: Call) -> Tensor:
     """``x ** y``, in the element type of x."""
     if y.size == 1 and y.ndim <= x.ndim:
-        known = ctx.known(y)
+        known = ctx.constant(y)
         if known is not None:
             made = _fixed_power(x.node, float(known.reshape(())))
             if made is not None:

@@ -41,7 +41,7 @@ def gather(x: Tensor, indices: Tensor, *, axis: int = 0, ctx: Call) -> Tensor:
     _check_ids(indices)
     at = views.normal_axis(axis, x.ndim)
     n = x.shape[at]
-    known = ctx.known(indices)
+    known = ctx.constant(indices)
     if known is None:
         return apply(lambda a, i: indexing.take(a, from_the_front(i, n), at), x, indices)
     places = _known_from_the_front(known, n, at)
