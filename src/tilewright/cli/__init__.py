@@ -37,6 +37,7 @@ def build() -> Any:
     from tilewright.cli.common import guarded
     from tilewright.cli.doctor import doctor
     from tilewright.cli.inspect import inspect
+    from tilewright.cli.onnx import commands as onnx_commands
     from tilewright.cli.run import run
     from tilewright.cli.tokenizer import commands as tokenizer_commands
     from tilewright.cli.train import commands as train_commands
@@ -53,6 +54,7 @@ def build() -> Any:
         app.command()(guarded(command))
     app.add_typer(tokenizer_commands(), name="tokenizer")
     app.add_typer(train_commands(), name="train")
+    app.add_typer(onnx_commands(), name="onnx")
 
     @app.callback(invoke_without_command=True)
     def options(

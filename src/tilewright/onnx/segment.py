@@ -12,6 +12,7 @@ from tilewright.compiler.static import StaticProgram, build, scalar_bits
 from tilewright.graph import Node
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.memory import Memory, take
+from tilewright.runtime.program import LaunchTable, TimedPool
 
 __all__ = ["Arena", "Segment", "fold_constants"]
 
@@ -21,6 +22,7 @@ class Arena:
 
     def __init__(self) -> None:
         self.memory: Memory = take(1)
+        self.times: list[tuple[str, float]] | None = None  # a list while launches are timed
 
     def reserve(self, nbytes: int) -> None:
         """Have at least so many bytes."""
@@ -115,5 +117,19 @@ class Segment:
             owners.append(memory)
             addresses.append(memory.pointer)
         addresses.append(self.arena.memory.pointer)
-        self.program.run(addresses, self.numbers)
+        if self.arena.times is None:
+            self.program.run(addresses, self.numbers)
+        else:
+            self._run_timed(addresses, self.arena.times)
         return [located(self.program.outputs[i], addresses, owners) for i in self.places]
+
+    def _run_timed(self, addresses: list[int], times: list[tuple[str, float]]) -> None:
+        pool, timed = self.program.pool, TimedPool(self.program.pool)
+        self.program.pool = timed
+        try:
+            self.program.run(addresses, self.numbers)
+        finally:
+            self.program.pool = pool
+        tables = [t for t in self.program.segments if isinstance(t, LaunchTable)]
+        names = [launch.executable.name for t in tables for launch in t.launches]
+        times += zip(names, timed.seconds)

@@ -11,6 +11,7 @@ pointers rewrites just those integers, with :meth:`LaunchTable.update` or direct
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,7 +23,7 @@ from tilewright.targets.arguments import Grid, grid_of
 from tilewright.targets.base import Executable
 from tilewright.targets.cpu.pool import Pool
 
-__all__ = ["Launch", "LaunchTable"]
+__all__ = ["Launch", "LaunchTable", "TimedPool"]
 
 _ROW: Final = 4
 _LINE: Final = 8  # int64 per cache line
@@ -130,6 +131,25 @@ class LaunchTable:
         for i, launch in enumerate(self.launches):
             if self.memory[self.programs_at(i)] > 0:
                 launch.executable.run(self.args(i))
+
+
+class TimedPool:
+    """Runs launches one by one on another pool and notes the seconds of each.
+
+    Attributes:
+        seconds: of every launch so far, in order.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.seconds: list[float] = []
+
+    def run(self, address: int, count: int) -> None:
+        """As :meth:`Pool.run`."""
+        for i in range(count):
+            start = time.perf_counter()
+            self.pool.run(address + 8 * _ROW * i, 1)
+            self.seconds.append(time.perf_counter() - start)
 
 
 def _programs(block: np.ndarray) -> int:

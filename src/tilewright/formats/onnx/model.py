@@ -111,6 +111,7 @@ class Function:
     defaults: Mapping[str, Any]
     graph: Graph
     opsets: Mapping[str, int]
+    proto: Any = field(repr=False, default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,6 +260,7 @@ class _Reader:
             defaults=defaults,
             graph=graph,
             opsets=_opsets(proto.opset_import),
+            proto=proto,
         )
 
     def tensor(self, proto: Any) -> np.ndarray:
