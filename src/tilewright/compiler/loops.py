@@ -519,7 +519,7 @@ def _kernel(name: str, text: str) -> Kernel:
     found = _KERNELS.get(text)
     if found is None:
         from tilewright import lang
-        from tilewright.ops.random import KERNEL_FUNCTIONS
+        from tilewright.ops.kernel_functions import KERNEL_FUNCTIONS
 
         names = {k: getattr(lang, k) for k in lang.__all__} | KERNEL_FUNCTIONS
         found = _KERNELS[text] = Kernel.from_source(text, name, names)

@@ -21,7 +21,7 @@ import numpy as np
 
 from tilewright.dtypes import DType, f32, i8, i32, u8, u32
 from tilewright.errors import ShapeError, UnsupportedError
-from tilewright.graph import Node, Shape, shape_of
+from tilewright.graph import Node, Shape
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.integer_kernels import (
     LANES,
@@ -32,6 +32,7 @@ from tilewright.ops.integer_kernels import (
     panel_sums,
 )
 from tilewright.ops.table import OpDef, make, register
+from tilewright.ops.views import sizes_of
 from tilewright.runtime.buffers import Buffer
 
 __all__ = [
@@ -67,10 +68,10 @@ def _panels_infer(inputs: Sequence[Node], attrs: Attrs) -> tuple[Shape, DType]:
     w, zw = inputs
     if not _is_byte(w) or zw.dtype is not w.dtype or len(w.shape) != 3:
         raise ShapeError(f"byte_panels wants 8-bit w (G, K, O), got {w!r} and {zw!r}")
-    g, k, o = w.shape
+    g, k, o = sizes_of(w)
     if zw.shape != (g, o):
         raise ShapeError(f"byte_panels wants a zero point per output {(g, o)}, got {zw.shape}")
-    return (g, -(-int(o) // LANES), words_of(int(k)), LANES), i32
+    return (g, -(-o // LANES), words_of(k), LANES), i32
 
 
 def _panels_reference(w: np.ndarray, zw: np.ndarray) -> np.ndarray:
@@ -109,7 +110,7 @@ register(
     OpDef(
         "byte_sums",
         lambda inputs, attrs: (
-            (inputs[0].shape[0], int(inputs[0].shape[1]) * LANES),
+            (inputs[0].shape[0], sizes_of(inputs[0])[1] * LANES),
             i32,
         ),
         _sums_reference,
@@ -166,7 +167,7 @@ def _check_outputs(op: str, inputs: Sequence[Node], attrs: Attrs, groups: int) -
     if attrs["mode"] not in RESULTS:
         raise ShapeError(f"{op}: results are one of {', '.join(RESULTS)}, not {attrs['mode']}")
     outputs = attrs["outputs"]
-    if panels.dtype is not i32 or int(panels.shape[1]) != -(-outputs // LANES):
+    if panels.dtype is not i32 or sizes_of(panels)[1] != -(-outputs // LANES):
         raise ShapeError(f"{op}: {outputs} outputs do not fill the panels {panels!r}")
     for one, dtype in ((off, i32), (mult, f32), (zws, i32)):
         if one.dtype is not dtype or one.shape not in ((groups, outputs), (1, outputs)):
@@ -211,15 +212,17 @@ def _even(n: int, most: int) -> int:
 
 def _gemm_infer(inputs: Sequence[Node], attrs: Attrs) -> tuple[Shape, DType]:
     x, panels = inputs[:2]
-    if not _is_byte(x) or len(x.shape) != 3 or int(x.shape[2]) != 4 * int(panels.shape[2]):
+    if not _is_byte(x) or len(x.shape) != 3 or sizes_of(x)[2] != 4 * sizes_of(panels)[2]:
         raise ShapeError(f"byte_gemm wants bytes (G, R, {panels.shape[2]} * 4), got {x!r}")
     if x.shape[0] != panels.shape[0]:
         raise ShapeError(f"byte_gemm: {x.shape[0]} groups of rows, {panels.shape[0]} of weights")
-    _check_outputs("byte_gemm", inputs, attrs, int(x.shape[0]))
+    _check_outputs("byte_gemm", inputs, attrs, sizes_of(x)[0])
     return (x.shape[0], x.shape[1], attrs["outputs"]), RESULTS[attrs["mode"]]
 
 
-def _gemm_reference(x: Any, panels: Any, off: Any, mult: Any, zws: Any, zp: Any, **attrs: Any) -> Any:
+def _gemm_reference(
+    x: Any, panels: Any, off: Any, mult: Any, zws: Any, zp: Any, **attrs: Any
+) -> Any:
     total = _product(_unsigned(x), _unpacked(panels, attrs["outputs"]), off, zws)
     return finish_reference(total, mult[:, None, :], zp, attrs["mode"])
 
@@ -298,9 +301,9 @@ def _stored(outputs: int, mode: str) -> int:
 def _conv_infer(inputs: Sequence[Node], attrs: Attrs) -> tuple[Shape, DType]:
     x, panels, groups = inputs[0], inputs[1], attrs["groups"]
     taps = prod(attrs["kernel"])
-    if not _is_byte(x) or len(x.shape) != 5 or int(x.shape[4]) % (4 * groups):
+    if not _is_byte(x) or len(x.shape) != 5 or sizes_of(x)[4] % (4 * groups):
         raise ShapeError(f"byte_conv wants bytes (N, D, H, W, {groups} * 4 * n), got {x!r}")
-    if panels.shape[0] != groups or int(panels.shape[2]) * 4 * groups != taps * int(x.shape[4]):
+    if panels.shape[0] != groups or sizes_of(panels)[2] * 4 * groups != taps * sizes_of(x)[4]:
         raise ShapeError(f"byte_conv: {x!r} in {groups} groups does not fit panels {panels!r}")
     if inputs[6].dtype is not x.dtype:
         raise ShapeError(f"byte_conv: the zero point of {x.dtype} is {inputs[6]!r}")
@@ -322,8 +325,8 @@ def _seen(x: np.ndarray, conv: _Conv, fill: int) -> np.ndarray:
             good = np.flatnonzero((at >= 0) & (at < size))
             into.append(good)
             source.append(at[good])
-        where = np.ix_(np.arange(n), *into[1:])
-        out[(*where, i)] = x[np.ix_(np.arange(n), *source[1:])]
+        where: Any = (*np.ix_(np.arange(n), *into[1:]), i)
+        out[where] = x[np.ix_(np.arange(n), *source[1:])]
     return out
 
 
@@ -333,8 +336,8 @@ def _conv_reference(
     conv, groups, outputs, mode = _conv_of(attrs), attrs["groups"], attrs["outputs"], attrs["mode"]
     seen = _unsigned(_seen(x, conv, int(zx.reshape(-1)[0])))
     n, taps, c = x.shape[0], seen.shape[4], x.shape[4]
-    rows = seen.reshape(-1, taps, groups, c // groups).transpose(2, 0, 1, 3)
-    rows = rows.reshape(groups, -1, taps * c // groups)
+    cut = seen.reshape(-1, taps, groups, c // groups).transpose(2, 0, 1, 3)
+    rows = cut.reshape(groups, -1, taps * c // groups)
     total = _product(rows, _unpacked(panels, outputs), off, zws)
     y = finish_reference(total, mult[:, None, :], zp, mode)
     y = y.transpose(1, 0, 2).reshape(n, *conv.out, groups * outputs)
@@ -442,8 +445,8 @@ def _depthwise_reference(
     x: Any, words: Any, off: Any, mult: Any, zws: Any, zp: Any, zx: Any, **attrs: Any
 ) -> Any:
     (kh, kw), mode = attrs["kernel"], attrs["mode"]
-    three = [(first, *attrs[name]) for first, name in ((1, "kernel"), (1, "strides"))]
-    conv = _Conv(*three, (1, *attrs["dilation"]), (0, *attrs["low"]), (1, *attrs["out"]))  # type: ignore[arg-type]
+    steps, apart, low, out = (attrs[n] for n in ("strides", "dilation", "low", "out"))
+    conv = _Conv((1, kh, kw), (1, *steps), (1, *apart), (0, *low), (1, *out))
     seen = _unsigned(_seen(x[:, None], conv, int(zx.reshape(-1)[0])))[:, 0].astype(np.int64)
     w = np.ascontiguousarray(words)[..., None].view(np.int8)  # (KW, KH / 4, C, 4)
     w = w.transpose(1, 3, 0, 2).reshape(-1, kw, x.shape[3])[:kh].reshape(kh * kw, -1)

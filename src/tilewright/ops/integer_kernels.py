@@ -13,6 +13,7 @@ clamp comes before the rounding, which then is one addition.
 # mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-incomplete-defs=False
 # mypy: disable-error-code="valid-type,call-overload"
 # (the bodies of kernels and inline functions are checked by the kernel language)
+# ruff: noqa: B023 (an inline function is part of where it is called)
 
 from __future__ import annotations
 
@@ -139,21 +140,20 @@ def gemm_bytes(
                 acc = less_rows(acc, sums, zws[g, c : c + 64], row - first, MR)
             out = finish(acc, off[g, c : c + 64], mult[g, c : c + 64], zero, MODE)
             y[g, row : row + MR, c : c + 64] = out
-    if TAIL:
-        if program_id(1) == num_programs(1) - 1:
-            c = full * 64
-            for t in range(first, end, MR):
-                row = tl.minimum(t, end - MR)
-                wide = product(word, panels, g, full, row, MR, (TAIL + 15) // 16 * 16, k4)
-                acc = wide[:, 0:TAIL]
-                if ASYM:
-                    acc = less_rows(acc, sums, zws[g, c : c + TAIL], row - first, MR)
-                out = finish(acc, off[g, c : c + TAIL], mult[g, c : c + TAIL], zero, MODE)
-                y[g, row : row + MR, c : c + TAIL] = out
+    if TAIL and program_id(1) == num_programs(1) - 1:
+        c = full * 64
+        for t in range(first, end, MR):
+            row = tl.minimum(t, end - MR)
+            wide = product(word, panels, g, full, row, MR, (TAIL + 15) // 16 * 16, k4)
+            acc = wide[:, 0:TAIL]
+            if ASYM:
+                acc = less_rows(acc, sums, zws[g, c : c + TAIL], row - first, MR)
+            out = finish(acc, off[g, c : c + TAIL], mult[g, c : c + TAIL], zero, MODE)
+            y[g, row : row + MR, c : c + TAIL] = out
 
 
-def copy_words(a, r, at, line, w, g, n, mask):
-    """``a[r, at : at + n] = line(w, g)[...] ^ mask`` by pieces of 64 words; inline."""
+def copy_words(a, r, at, line, n, mask):
+    """``a[r, at : at + n]`` from ``line(j, m)``, m words from j on, by 64 at a time; inline."""
     for j in range(0, n // 64 * 64, 64):
         a[r, at + j : at + j + 64] = line(j, 64) ^ mask
     if n % 64:
@@ -168,15 +168,15 @@ def fill_words(a, r, at, n, value):
         a[r, at + n // 64 * 64 : at + n] = tl.full((n % 64,), value, u32)
 
 
-def gather_row(a, r, x, n, g, od, oh, ow, low0, low1, low2, fill, C4, KERNEL, STRIDES, DILATION, MASK):
+def gather_row(a, r, x, n, g, at3, lows, fill, C4, KERNEL, STRIDES, DILATION, MASK):
     """The words that one output position sees, taps in order, into ``a[r]``; inline.
 
     x (N, D, H, W, G, C4). Positions outside read ``fill``. Indices are clamped before they are
     used, so that every window lies inside and the kernel's body needs no checks.
     """
     KW = KERNEL[2]
-    d0, h0 = od * STRIDES[0] - low0, oh * STRIDES[1] - low1
-    w0 = ow * STRIDES[2] - low2
+    d0, h0 = at3[0] * STRIDES[0] - lows[0], at3[1] * STRIDES[1] - lows[1]
+    w0 = at3[2] * STRIDES[2] - lows[2]
     last = x.shape[3] - 1
     for kd in range(KERNEL[0]):
         d = d0 + kd * DILATION[0]
@@ -194,17 +194,17 @@ def gather_row(a, r, x, n, g, od, oh, ow, low0, low1, low2, fill, C4, KERNEL, ST
                         def line(j, m):
                             return x[n, dc, hc, wc, g, j : j + m]
 
-                        copy_words(a, r, at + kw * C4, line, wc, g, C4, MASK)
+                        copy_words(a, r, at + kw * C4, line, C4, MASK)
                     else:
                         fill_words(a, r, at + kw * C4, C4, fill)
             else:
                 fill_words(a, r, at, KW * C4, fill)
 
 
-def gather_run(a, r, x, n, od, oh, w0, low0, low1, fill, C4, KERNEL, STRIDES, DILATION, MASK):
+def gather_run(a, r, x, n, at3, w0, lows, fill, C4, KERNEL, STRIDES, DILATION, MASK):
     """:func:`gather_row` where the taps of a line are neighbours and inside; inline."""
     run = KERNEL[2] * C4
-    d0, h0 = od * STRIDES[0] - low0, oh * STRIDES[1] - low1
+    d0, h0 = at3[0] * STRIDES[0] - lows[0], at3[1] * STRIDES[1] - lows[1]
     start = w0 * C4
     for kd in range(KERNEL[0]):
         d = d0 + kd * DILATION[0]
@@ -218,7 +218,7 @@ def gather_run(a, r, x, n, od, oh, w0, low0, low1, fill, C4, KERNEL, STRIDES, DI
                 def line(j, m):
                     return x[n, dc, hc, start + j : start + j + m]
 
-                copy_words(a, r, at, line, 0, 0, run, MASK)
+                copy_words(a, r, at, line, run, MASK)
             else:
                 fill_words(a, r, at, run, fill)
 
@@ -277,27 +277,17 @@ def gemm_rows(
     MASK = SIGNS if SIGNED else 0
     fill = (zx[0].to(i32) & 255).to(u32) * ONES ^ MASK
     inside = x.shape[3] - KERNEL[2]
+    lows = (low0, low1, low2)
     for i in range(tall):
         for j in range(wide):
             oh, ow, r = oh0 + i, ow0 + j, i * wide + j
-            if RUN:
-                w0 = ow * STRIDES[2] - low2
-                wc = tl.minimum(tl.maximum(w0, 0), inside)
-                if w0 == wc:
-                    gather_run(
-                        a, r, lines, n, od, oh, wc, low0, low1, fill, C4, KERNEL, STRIDES,
-                        DILATION, MASK,
-                    )  # fmt: skip
-                else:
-                    gather_row(
-                        a, r, x, n, g, od, oh, ow, low0, low1, low2, fill, C4, KERNEL, STRIDES,
-                        DILATION, MASK,
-                    )  # fmt: skip
+            at3 = (od, oh, ow)
+            w0 = ow * STRIDES[2] - low2
+            wc = tl.minimum(tl.maximum(w0, 0), inside)
+            if RUN and w0 == wc:
+                gather_run(a, r, lines, n, at3, wc, lows, fill, C4, KERNEL, STRIDES, DILATION, MASK)
             else:
-                gather_row(
-                    a, r, x, n, g, od, oh, ow, low0, low1, low2, fill, C4, KERNEL, STRIDES,
-                    DILATION, MASK,
-                )  # fmt: skip
+                gather_row(a, r, x, n, g, at3, lows, fill, C4, KERNEL, STRIDES, DILATION, MASK)
             if ASYM:
                 sums[r] = row_sum(lambda k, m: a[r, k : k + m], ASYM)
 

@@ -24,10 +24,10 @@ from tilewright.errors import ShapeError
 from tilewright.graph import Node, Shape, const_node, scalar_node, shape_of
 from tilewright.lang import fma, full, log, sin, sqrt, unroll
 from tilewright.ops import elementwise, reductions, views
+from tilewright.ops.kernel_functions import kernel_function
 from tilewright.ops.table import OpDef, make, register
 
 __all__ = [
-    "KERNEL_FUNCTIONS",
     "Key",
     "bernoulli",
     "categorical",
@@ -73,6 +73,7 @@ def threefry2x32(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[np.nda
     return x0, x1
 
 
+@kernel_function
 def threefry_bits(index, key0, key1, word):
     """Inline: 32 random bits per element of ``index`` (u32), counter (0, index).
 
@@ -102,6 +103,7 @@ _SINE: Final = (
 )
 
 
+@kernel_function
 def box_muller(u, v):
     """Inline: sqrt(-2 ln u) cos(2 pi v) for u in (0, 1] and v in [0, 1)."""
     z = 0.25 - abs(v - 0.5)  # cos(2 pi v) is -sin(2 pi z)
@@ -114,10 +116,6 @@ def box_muller(u, v):
             turn = fma(turn, square, _SINE[3 - i])
         turn = turn * z
     return sqrt(log(u) * -2.0) * -turn
-
-
-KERNEL_FUNCTIONS: Final = {"threefry_bits": threefry_bits, "box_muller": box_muller}
-"""Inline functions that expressions of this family name; generated kernels import them."""
 
 
 def _bits_infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:

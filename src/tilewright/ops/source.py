@@ -61,7 +61,7 @@ def inline_function(prefix: str, params: str, body: tuple[str, ...]) -> Callable
     text = f"def {name}({params}):\n{joined}\n"
     filename = f"<tilewright {name}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
-    from tilewright.ops.random import KERNEL_FUNCTIONS
+    from tilewright.ops.kernel_functions import KERNEL_FUNCTIONS
 
     namespace: dict[str, Any] = {k: getattr(lang, k) for k in lang.__all__} | KERNEL_FUNCTIONS
     exec(compile(text, filename, "exec"), namespace)

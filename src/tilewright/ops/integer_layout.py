@@ -1,0 +1,112 @@
+"""Channels last and back, for bytes.
+
+``channels_last`` moves planes (N, C, *size) into the layout of :mod:`tilewright.ops.integer`,
+(N, *size, C') with C' the channels rounded up to four; the added bytes are zero. ``channels_first``
+is the way back, and only a view. Whoever builds on the result of a ``channels_first`` takes what
+lies behind it, so consecutive integer ops exchange no planes.
+"""
+
+# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-incomplete-defs=False
+# mypy: disable-error-code="valid-type,call-overload"
+# (the bodies of kernels are checked by the kernel language)
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from tilewright import lang as tl
+from tilewright.dtypes import DType, i8, u8, u32
+from tilewright.errors import ShapeError
+from tilewright.graph import Node, Shape, shape_of
+from tilewright.lang import Array, Const, program_id, unroll
+from tilewright.ops.calls import KernelCall
+from tilewright.ops.table import OpDef, make, register
+from tilewright.ops.views import reshape, sizes_of
+from tilewright.runtime.buffers import Buffer
+from tilewright.runtime.launch import kernel
+
+__all__ = ["channels_first", "channels_last", "lies_channels_last"]
+
+
+@kernel
+def move_channels(x: Array, y: Array, CW: Const, N: Const):
+    """Words y (B, S, C') from bytes x (B, C, S): four channels a word. Grid (S / N, C' / CW, B)."""
+    at, word, b = program_id(0) * N, program_id(1) * CW, program_id(2)
+    total = tl.zeros((CW, N), u32)
+    for j in unroll(4):
+        part = x[b, 4 * word + j : 4 * word + j + 4 * CW : 4, at : at + N].to(u32) & 255
+        total = total | (part << (8 * j))
+    y[b, at : at + N, word : word + CW] = total.T
+
+
+def _last_infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:
+    (x,) = inputs
+    if x.dtype not in (u8, i8) or len(x.shape) < 2:
+        raise ShapeError(f"channels_last wants bytes (N, C, ...), got {x.dtype}{shape_of(x.shape)}")
+    return (x.shape[0], *x.shape[2:], -(-sizes_of(x)[1] // 4) * 4), x.dtype
+
+
+def _last_reference(x: np.ndarray) -> np.ndarray:
+    moved = np.moveaxis(x, 1, -1)
+    more = -x.shape[1] % 4
+    return np.pad(moved, [(0, 0)] * (x.ndim - 1) + [(0, more)])
+
+
+def _last_calls(node: Node, inputs: Sequence[Buffer], out: Buffer) -> list[KernelCall]:
+    (x,) = inputs
+    size, words = prod(x.shape[2:]), out.shape[-1] // 4
+    y = out.view((out.shape[0], size, words), None, 0, u32)
+    cw = next(n for n in (16, 8, 4, 2, 1) if n <= max(words, 1))
+    n = 16 if cw > 1 else 64
+    grid = (-(-size // n), -(-words // cw), x.shape[0])
+    return [KernelCall(move_channels, grid, (x, y), {"CW": cw, "N": n})]
+
+
+register(OpDef("channels_last", _last_infer, _last_reference, calls=_last_calls))
+
+
+def channels_last(x: Node) -> Node:
+    """Bytes x (N, C, *size) as (N, *size, C'); what a ``channels_first`` came from, if x is one."""
+    if x.op == "channels_first":
+        return x.inputs[0]
+    flat = reshape(x, (x.shape[0], x.shape[1], prod(sizes_of(x)[2:])))
+    # the kernel reads lines of positions: their axis is made dense
+    moved = make("channels_last", flat if flat.is_leaf or flat is x else make("copy", flat))
+    return reshape(moved, (x.shape[0], *x.shape[2:], moved.shape[-1]))
+
+
+def _first_infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:
+    (x,) = inputs
+    channels = attrs["channels"]
+    if not 0 <= channels <= sizes_of(x)[-1]:
+        raise ShapeError(f"channels_first: {shape_of(x.shape)} has no {channels} channels")
+    return (x.shape[0], channels, *x.shape[1:-1]), x.dtype
+
+
+def _first_view(node: Node, x: Buffer) -> Buffer:
+    shape = (x.shape[0], node.attrs["channels"], *x.shape[1:-1])
+    return x.view(shape, (x.strides[0], x.strides[-1], *x.strides[1:-1]))
+
+
+register(
+    OpDef(
+        "channels_first",
+        _first_infer,
+        lambda x, channels: np.moveaxis(x[..., :channels], -1, 1),
+        view=_first_view,
+    )
+)
+
+
+def channels_first(x: Node, channels: int) -> Node:
+    """x (N, *size, C') as (N, channels, *size), without a copy."""
+    return make("channels_first", x, channels=channels)
+
+
+def lies_channels_last(*xs: Node) -> bool:
+    """Whether all of ``xs`` lie channels last behind a view."""
+    return all(x.op == "channels_first" for x in xs)
