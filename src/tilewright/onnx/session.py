@@ -21,7 +21,12 @@ from tilewright.runtime.launch import pool_of
 
 __all__ = ["Session", "ValueSpec", "load"]
 
-_NUMPY: Final = {"float": "float32", "double": "float64", "string": "object"}
+_NUMPY: Final = {
+    "float": "float32", "double": "float64", "string": "object",
+    "float8e4m3fn": "float8_e4m3fn", "float8e4m3fnuz": "float8_e4m3fnuz",
+    "float8e5m2": "float8_e5m2", "float8e5m2fnuz": "float8_e5m2fnuz",
+    "float4e2m1": "float4_e2m1fn", "float8e8m0": "float8_e8m0fnu",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

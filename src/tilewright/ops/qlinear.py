@@ -17,7 +17,7 @@ from math import prod
 
 import numpy as np
 
-from tilewright.dtypes import DType, i8, i32, u8
+from tilewright.dtypes import DType, f32, i8, i32, u8
 from tilewright.errors import DTypeError, ShapeError
 from tilewright.graph import Node, shape_of
 from tilewright.ops import integer
@@ -68,7 +68,7 @@ class Result:
         y_zero: Node | None = None,
         bias: Node | None = None,
     ) -> None:
-        self.x_scale, self.w_scale, self.y_scale = x_scale, w_scale, y_scale
+        self.x_scale, self.w_scale, self.y_scale = map(_in_f32, (x_scale, w_scale, y_scale))
         self.y_zero, self.bias = y_zero, bias
 
     @property
@@ -100,6 +100,10 @@ class Result:
         if self.y_zero is None:
             return constant(np.zeros(1, np.uint8))
         return reshape(self.y_zero, (1,))
+
+
+def _in_f32(scale: Node | None) -> Node | None:
+    return None if scale is None else cast(scale, f32)
 
 
 def zero_of(zero: Node | None, like: Node) -> Node:

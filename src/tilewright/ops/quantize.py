@@ -138,7 +138,13 @@ def dequantize(x: Node, scale: Node, zp: Node) -> Node:
     return make("dequantize", x, scale, zp)
 
 
-# --- sums and products of quantised arrays ---------------------------------------------------------
+# --- sums and products of quantised arrays --------------------------------------------------------
+
+
+def _bounds(node: Node) -> str:
+    """The last arguments of ``round_to``."""
+    low, high = limits(node.dtype)
+    return f"{low}, {high}, {node.dtype.name})"
 
 
 def _fused(x: np.ndarray, y: Any, z: Any) -> np.ndarray:
@@ -168,9 +174,7 @@ register(
         _sum_reference,
         expression=lambda node: (
             "round_to(fma({0}.to(f32), {2}, fma({1}.to(f32), {3}, {4})), full((), 0, i32), "
-            + "{low}, {high}, {dtype})".format(
-                low=limits(node.dtype)[0], high=limits(node.dtype)[1], dtype=node.dtype.name
-            )
+            + _bounds(node)
         ),
     )
 )
@@ -209,9 +213,7 @@ register(
         _product_reference,
         expression=lambda node: (
             "round_to((({0}.to(i32) - {2}.to(i32)) * ({1}.to(i32) - {3}.to(i32))).to(f32) * {4}, "
-            + "{{5}}.to(i32), {low}, {high}, {dtype})".format(
-                low=limits(node.dtype)[0], high=limits(node.dtype)[1], dtype=node.dtype.name
-            )
+            "{5}.to(i32), " + _bounds(node)
         ),
     )
 )
