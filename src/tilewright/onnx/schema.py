@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -51,16 +52,26 @@ def schema_function(node: NodeDef, opset: int, args: Sequence[Any]) -> Function 
         return None
     proto = onnx.FunctionProto()
     proto.ParseFromString(body)
+    for name in list(proto.attribute):
+        default = schema.attributes[name].default_value if name in schema.attributes else None
+        if default is not None and default.name:
+            proto.attribute.remove(name)
+            proto.attribute_proto.append(default)
     return _read(proto.SerializeToString())
 
 
 @lru_cache(maxsize=256)
 def _read(body: bytes) -> Function:
+    """The function; its graph's outputs are those that a definition for this node does make."""
     import onnx
 
     proto = onnx.FunctionProto()
     proto.ParseFromString(body)
-    return _Reader(None).function(proto)
+    wanted = tuple(proto.output)
+    made = {*proto.input, *(name for node in proto.node for name in node.output)}
+    del proto.output[:]
+    proto.output.extend(name for name in wanted if name in made)
+    return replace(_Reader(None).function(proto), outputs=wanted)
 
 
 def _type_bytes(value: Any) -> bytes:

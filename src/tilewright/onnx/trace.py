@@ -350,7 +350,7 @@ class Trace:
                 if missing:
                     stack += missing
                 else:
-                    memo[one] = all(memo[i] for i in one.inputs) or one.value is not None
+                    memo[one] = one.value is not None or all(memo[i] for i in one.inputs)
         return memo[node]
 
     # --- functions -------------------------------------------------------------------------------
@@ -381,7 +381,10 @@ class Trace:
             raise UnsupportedError(
                 f"operator {node.op} of {node.domain or 'ai.onnx'} opset {opset} is not supported"
             )
-        return self._expand(function, args, attrs)
+        found = dict(
+            zip([v.name for v in function.graph.outputs], self._expand(function, args, attrs))
+        )
+        return [found.get(name) for name in function.outputs]
 
     # --- cuts ------------------------------------------------------------------------------------
 

@@ -68,9 +68,6 @@ def _narrow(array: np.ndarray, to: np.dtype, saturate: bool, round_mode: str) ->
         rounded = made.astype(np.float32)
         beyond = ~np.isnan(values) & (~np.isfinite(rounded) | (np.abs(values) > largest))
         limit = np.copysign(np.float32(largest), values).astype(to)
-        if to.name.startswith("float4"):
-            nan = np.isnan(values)
-            made = np.where(nan, np.asarray(largest).astype(to), made)
     return np.where(beyond, limit, made).astype(to).reshape(array.shape)
 
 
@@ -82,15 +79,12 @@ def _largest(to: np.dtype) -> float:
 
 
 def _few_bits(array: np.ndarray, to: np.dtype) -> np.ndarray:
-    """Integers of 4 or 2 bits: floats are rounded and limited, integers lose their high bits."""
+    """Integers of 4 or 2 bits: floats lose their fraction, then all lose their high bits."""
     bits = _BITS[to.name]
-    signed = to.name.startswith("i")
-    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
-    if array.dtype.kind == "f":
-        whole = np.clip(np.nan_to_num(np.rint(array)), low, high).astype(np.int64)
-    else:
+    with np.errstate(invalid="ignore"):
         whole = array.astype(np.int64) & ((1 << bits) - 1)
-        whole = np.where(signed & (whole > high), whole - (1 << bits), whole)
+    if to.name.startswith("i"):
+        whole -= (whole >> (bits - 1)) << bits
     return whole.astype(np.int8).astype(to)
 
 
