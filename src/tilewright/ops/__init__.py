@@ -5,8 +5,10 @@ Importing the package registers every family; ``tilewright.ops.table`` looks ent
 
 from tilewright.ops import (
     autodiff,
+    blocked,
     cache_ops,
     conv,
+    conv_blocked,
     elementwise,
     flash,
     flash_packed,
@@ -19,6 +21,7 @@ from tilewright.ops import (
     movement,
     norm,
     pool,
+    pool_blocked,
     quantize,
     random,
     reductions,
@@ -35,8 +38,10 @@ from tilewright.ops import (
 
 __all__ = [
     "autodiff",
+    "blocked",
     "cache_ops",
     "conv",
+    "conv_blocked",
     "elementwise",
     "flash",
     "flash_packed",
@@ -49,6 +54,7 @@ __all__ = [
     "movement",
     "norm",
     "pool",
+    "pool_blocked",
     "quantize",
     "random",
     "reductions",

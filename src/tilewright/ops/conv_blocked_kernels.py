@@ -1,0 +1,259 @@
+"""The kernels of convolutions and pooling on blocked images (see :mod:`tilewright.ops.blocked`).
+
+Pixels are the rows of a register tile, output channels its lanes; elements of x are broadcast
+from memory, weights are read a vector at a time. Where the image has to be padded or converted, a
+program first copies what it reads to scratch memory: a few rows of all channels, which every panel
+of weights then uses.
+"""
+
+# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-incomplete-defs=False
+# mypy: disable-error-code="valid-type,call-overload"
+# (the bodies of kernels and inline functions are checked by the kernel language)
+
+from __future__ import annotations
+
+from tilewright import lang as tl
+from tilewright.lang import (
+    Array,
+    Arrays,
+    Const,
+    Inline,
+    dot2,
+    expand_dims,
+    f32,
+    fma,
+    full,
+    pack2,
+    program_id,
+    scratch,
+    u32,
+    unroll,
+    zeros,
+)
+from tilewright.runtime.launch import kernel
+
+__all__ = ["conv_blocks", "depthwise_blocks", "no_epilogue", "pool_blocks"]
+
+
+def no_epilogue(acc, n, o, h, w, extras):
+    """Stores the sums as they are."""
+    return acc
+
+
+def _step(acc, left, right):
+    """acc (RH, RW, lanes) plus one word of each pixel times one of each channel; inline."""
+    if right.dtype is u32:
+        return dot2(acc, expand_dims(left, 2), right)
+    return fma(expand_dims(left, 2), right, acc)
+
+
+def _copied(x, seen, n, g, row, column, PAIRS):
+    """Fill ``seen`` (blocks, rows, columns, words) with x from (row, column) on; inline."""
+    for b in range(seen.shape[0]):
+        for r in range(seen.shape[1]):
+            if x.shape[5] == 1:
+                for i in range(0, seen.shape[2], 16):
+                    at = column + i
+                    if PAIRS:
+                        low = x[n, g, 2 * b, row + r, at : at + 16, 0].to(f32)
+                        high = x[n, g, 2 * b + 1, row + r, at : at + 16, 0].to(f32)
+                        seen[b, r, i : i + 16, 0] = pack2(low, high)
+                    else:
+                        seen[b, r, i : i + 16, 0] = x[n, g, b, row + r, at : at + 16, 0].to(f32)
+            else:
+                for i in range(0, seen.shape[2], 4):
+                    at = column + i
+                    if PAIRS:
+                        low = x[n, g, b, row + r, at : at + 4, 0:8].to(f32)
+                        high = x[n, g, b, row + r, at : at + 4, 8:16].to(f32)
+                        seen[b, r, i : i + 4, 0:8] = pack2(low, high)
+                    else:
+                        seen[b, r, i : i + 4, 0:16] = x[n, g, b, row + r, at : at + 4, 0:16].to(f32)
+
+
+@kernel
+def conv_blocks(
+    x: Array,
+    w: Array,
+    y: Array,
+    extras: Arrays,
+    STRIDES: Const,
+    DILATION: Const,
+    LOW: Const,
+    TILE: Const,
+    PIECE: Const,
+    SLAB: Const,
+    PANELS: Const,
+    epilogue: Inline,
+):
+    """y (N, groups * OB, OH, OW, 16) from x (N, groups, B, H, W, inner) and packed w.
+
+    w is (groups, panels, B, inner, KH, KW, lanes), f32, or u32 for pairs of bf16. A program makes
+    PIECE (rows, columns) of PANELS panels, in tiles of TILE: grid (OH * OW / PIECE, N, groups *
+    panels / PANELS). SLAB is (rows, columns) of the copy of x, or empty: x is read in place.
+    """
+    rows, columns = PIECE
+    across = (y.shape[3] + (columns - 1)) // columns
+    first = tl.minimum(program_id(0) // across * rows, y.shape[2] - rows)
+    left_end = tl.minimum(program_id(0) % across * columns, y.shape[3] - columns)
+    n = program_id(1)
+    splits = w.shape[1] // PANELS
+    g, panel0 = program_id(2) // splits, program_id(2) % splits * PANELS
+    V = w.shape[6] // 16
+    PAIRS = w.dtype is u32
+    if len(SLAB):
+        seen = scratch((w.shape[2], *SLAB, w.shape[3]), w.dtype)
+        row, column = first * STRIDES[0] - LOW[0], left_end * STRIDES[1] - LOW[1]
+        _copied(x, seen, n, g, row, column, PAIRS)
+    for panel in range(panel0, panel0 + PANELS):
+        o = (g * w.shape[1] + panel) * V
+        for i in range(-(-rows // TILE[0])):
+            h = tl.minimum(i * TILE[0], rows - TILE[0])
+            for j in range(-(-columns // TILE[1])):
+                at = tl.minimum(j * TILE[1], columns - TILE[1])
+                acc = zeros((TILE[0], TILE[1], w.shape[6]), f32)
+                for b in range(w.shape[2]):
+                    for c in range(w.shape[3]):
+                        for kh in range(w.shape[4]):
+                            for kw in unroll(w.shape[5]):
+                                right = w[g, panel, b, c, kh, kw, 0 : w.shape[6]]
+                                top = h * STRIDES[0] + kh * DILATION[0]
+                                side = at * STRIDES[1] + kw * DILATION[1]
+                                if len(SLAB):
+                                    left = seen[
+                                        b,
+                                        top : top + TILE[0] * STRIDES[0] : STRIDES[0],
+                                        side : side + TILE[1] * STRIDES[1] : STRIDES[1],
+                                        c,
+                                    ]
+                                else:
+                                    top = top + first * STRIDES[0]
+                                    side = side + left_end * STRIDES[1]
+                                    left = x[
+                                        n,
+                                        g,
+                                        b,
+                                        top : top + TILE[0] * STRIDES[0] : STRIDES[0],
+                                        side : side + TILE[1] * STRIDES[1] : STRIDES[1],
+                                        c,
+                                    ]
+                                acc = _step(acc, left, right)
+                hh, ww = first + h, left_end + at
+                for v in unroll(V):
+                    part = epilogue(acc[:, :, 16 * v : 16 * v + 16], n, o + v, hh, ww, extras)
+                    y[n, o + v, hh : hh + TILE[0], ww : ww + TILE[1], 0:16] = part
+
+
+def taps_inside(at, K, LOW, STRIDE, DILATION, size):
+    """The first tap of output ``at`` that reads a pixel, and the one past the last; inline."""
+    start = at * STRIDE - LOW
+    first = tl.minimum((tl.maximum(-start, 0) + (DILATION - 1)) // DILATION, K)
+    last = (tl.maximum(size - start, 0) + (DILATION - 1)) // DILATION
+    return first, tl.minimum(last, K)
+
+
+@kernel
+def depthwise_blocks(
+    x: Array,
+    w: Array,
+    y: Array,
+    extras: Arrays,
+    STRIDES: Const,
+    DILATION: Const,
+    LOW: Const,
+    INNER: Const,
+    TILE: Const,
+    ROWS: Const,
+    epilogue: Inline,
+):
+    """y (N, B, OH, OW, 16) from x (N, B, H, W, 16), w (B, KH, KW, 16): grid (OH / ROWS, B, N).
+
+    INNER are the first output column that sees no padding and the one past the last.
+    """
+    o, n = program_id(1), program_id(2)
+    start = program_id(0) * ROWS
+    lo, hi = INNER
+    for h in range(start, tl.minimum(start + ROWS, y.shape[2])):
+        above, below = taps_inside(h, w.shape[1], LOW[0], STRIDES[0], DILATION[0], x.shape[2])
+        top = h * STRIDES[0] - LOW[0]
+        for i in range(-(-(hi - lo) // TILE)):
+            at = tl.minimum(lo + i * TILE, hi - TILE)
+            acc = zeros((TILE, 16), f32)
+            for kh in range(above, below):
+                row = top + kh * DILATION[0]
+                for kw in unroll(w.shape[2]):
+                    side = at * STRIDES[1] + (kw * DILATION[1] - LOW[1])
+                    seen = x[n, o, row, side : side + TILE * STRIDES[1] : STRIDES[1], 0:16].to(f32)
+                    acc = fma(seen, w[o, kh, kw, 0:16], acc)
+            part = epilogue(expand_dims(acc, 0), n, o, h, at, extras)
+            y[n, o, h : h + 1, at : at + TILE, 0:16] = part
+        for i in range(lo + y.shape[3] - hi):
+            at = tl.where(i < lo, i, i + (hi - lo))
+            before, after = taps_inside(at, w.shape[2], LOW[1], STRIDES[1], DILATION[1], x.shape[3])
+            acc = zeros((1, 1, 16), f32)
+            for kh in range(above, below):
+                for kw in range(before, after):
+                    side = at * STRIDES[1] - LOW[1] + kw * DILATION[1]
+                    seen = x[n, o, top + kh * DILATION[0], side, 0:16].to(f32)
+                    acc = fma(seen, w[o, kh, kw, 0:16], acc)
+            y[n, o, h : h + 1, at : at + 1, 0:16] = epilogue(acc, n, o, h, at, extras)
+
+
+@kernel
+def pool_blocks(
+    x: Array,
+    y: Array,
+    KERNEL: Const,
+    STRIDES: Const,
+    DILATION: Const,
+    LOW: Const,
+    INNER: Const,
+    TILE: Const,
+    ROWS: Const,
+    MAX: Const,
+    DIVISOR: Const,
+):
+    """y (N, B, OH, OW, 16), maxima or means of windows of x: grid (OH / ROWS, B, N).
+
+    DIVISOR is every window's, or 0: the pixels that it sees count.
+    """
+    o, n = program_id(1), program_id(2)
+    start = program_id(0) * ROWS
+    lo, hi = INNER
+    WIDE = x.dtype if MAX else f32
+    lowest = -tl.inf if MAX else 0.0
+    for h in range(start, tl.minimum(start + ROWS, y.shape[2])):
+        above, below = taps_inside(h, KERNEL[0], LOW[0], STRIDES[0], DILATION[0], x.shape[2])
+        top = h * STRIDES[0] - LOW[0]
+        for i in range(-(-(hi - lo) // TILE)):
+            at = tl.minimum(lo + i * TILE, hi - TILE)
+            acc = full((TILE, 16), lowest, WIDE)
+            for kh in range(above, below):
+                row = top + kh * DILATION[0]
+                for kw in unroll(KERNEL[1]):
+                    side = at * STRIDES[1] + (kw * DILATION[1] - LOW[1])
+                    seen = x[n, o, row, side : side + TILE * STRIDES[1] : STRIDES[1], 0:16]
+                    acc = tl.maximum(acc, seen) if MAX else acc + seen.to(f32)
+            if MAX:
+                y[n, o, h, at : at + TILE, 0:16] = acc
+            elif DIVISOR:
+                y[n, o, h, at : at + TILE, 0:16] = (acc / DIVISOR).to(y.dtype)
+            else:
+                count = (tl.maximum(below - above, 1) * KERNEL[1]).to(f32)
+                y[n, o, h, at : at + TILE, 0:16] = (acc / count).to(y.dtype)
+        for i in range(lo + y.shape[3] - hi):
+            at = tl.where(i < lo, i, i + (hi - lo))
+            before, after = taps_inside(at, KERNEL[1], LOW[1], STRIDES[1], DILATION[1], x.shape[3])
+            acc = full((16,), lowest, WIDE)
+            for kh in range(above, below):
+                for kw in range(before, after):
+                    side = at * STRIDES[1] - LOW[1] + kw * DILATION[1]
+                    seen = x[n, o, top + kh * DILATION[0], side, 0:16]
+                    acc = tl.maximum(acc, seen) if MAX else acc + seen.to(f32)
+            if MAX:
+                y[n, o, h, at, 0:16] = acc
+            elif DIVISOR:
+                y[n, o, h, at, 0:16] = (acc / DIVISOR).to(y.dtype)
+            else:
+                count = (tl.maximum(below - above, 0) * tl.maximum(after - before, 0)).to(f32)
+                y[n, o, h, at, 0:16] = (acc / tl.maximum(count, 1.0)).to(y.dtype)

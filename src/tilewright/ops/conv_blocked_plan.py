@@ -1,0 +1,246 @@
+"""How convolutions and pooling on blocked images are cut into tiles and programs.
+
+Depends on shapes and dtypes only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from math import prod
+from typing import Any, Final
+
+from tilewright.dtypes import f32, u32
+from tilewright.ops.blocked import BLOCK
+from tilewright.ops.calls import KernelCall
+from tilewright.ops.conv_blocked_kernels import (
+    conv_blocks,
+    depthwise_blocks,
+    no_epilogue,
+    pool_blocks,
+)
+from tilewright.ops.epilogue import Epilogue
+from tilewright.ops.layout_kernels import divide
+from tilewright.runtime.buffers import Buffer
+
+__all__ = ["conv_calls", "depthwise_calls", "panel_blocks", "pool_calls"]
+
+Attrs = Mapping[str, Any]
+Pair = tuple[int, int]
+
+_SLAB_BYTES: Final = 320 << 10  # of a program's copy of x: it stays in the L2 cache
+_PROGRAMS: Final = 16  # that a launch has at least, if there is work for as many
+_WORK: Final = 1 << 15  # vector multiply-adds that are worth a program
+_WINDOWS: Final = {
+    "full": "extras[{0}][n, o, h : h + acc.shape[0], w : w + acc.shape[1], 0:16]",
+    "channel": "extras[{0}][0, o, 0, 0, 0:16]",
+    "image": "extras[{0}][n, o, 0, 0, 0:16]",
+    "number": "extras[{0}][0, 0, 0, 0, 0]",
+}
+
+
+@lru_cache(maxsize=1024)
+def tile_of(out: Pair, taps: int, blocks: int) -> tuple[Pair, int]:
+    """Rows and columns of a register tile, and how many blocks of channels it has.
+
+    Per channel and tap a tile of p pixels costs p * v cycles and one more, but no less than nine (a
+    multiply-add's latency); v blocks read every element of x that often. Only where there is one
+    tap do more than 16 accumulators stay in registers.
+    """
+    best, best_cost = ((1, 1), 1), float("inf")
+    most = 28 if taps == 1 else 16
+    for v in (1, 2, 4):
+        if blocks % v:
+            continue
+        for columns in range(1, min(out[1], most) + 1):
+            for rows in range(1, min(out[0], most // columns) + 1):
+                used = rows * columns * v
+                if used > most:
+                    continue
+                cycles = max(used * (1.0, 1.05, 1.15)[v.bit_length() - 1] + 1, 9)
+                tiles = divide(out[0], rows) * divide(out[1], columns)
+                cost = tiles * cycles / v * (1 + 0.002 * rows)
+                if cost < best_cost:
+                    best, best_cost = ((rows, columns), v), cost
+    return best
+
+
+def panel_blocks(out: Pair | tuple[int, ...], taps: int, blocks: int) -> int:
+    """Blocks of output channels whose weights lie side by side."""
+    return tile_of((out[0], out[1]), taps, blocks)[1]
+
+
+def _finish(epilogue: Epilogue | None) -> Any:
+    if epilogue is None:
+        return no_epilogue
+    return epilogue.function("acc, n, o, h, w, extras", _WINDOWS)
+
+
+def _flat(buffer: Buffer) -> Buffer:
+    """(N, B, H, W, 16) as (N, B, 1, H * W, 16)."""
+    n, b, h, w, lanes = buffer.shape
+    if (h, w) == (1, 1):
+        return buffer
+    return buffer.view((n, b, 1, h * w, lanes))
+
+
+def conv_calls(
+    x: Buffer, w: Buffer, extras: Sequence[Buffer], y: Buffer, attrs: Attrs
+) -> list[KernelCall]:
+    """``y`` (N, OB, OH, OW, 16) from x, blocked or plain, and packed w."""
+    groups, panels, blocks, inner, kh, kw, lanes = w.shape
+    strides, dilation = attrs["strides"], attrs["dilation"]
+    low = tuple(low for low, _ in attrs["padding"])
+    plain = x.ndim == 4
+    flat = (kh, kw, *strides) == (1, 1, 1, 1) and not any(map(any, attrs["padding"]))
+    if flat:
+        y, extras = _flat(y), [_flat(e) for e in extras]
+        if plain:
+            x, flat = _flat_plain(x)
+            assert flat
+        else:
+            x = _flat(x)
+    if plain:
+        seen = x.view((x.shape[0], 1, *x.shape[1:], 1), (x.strides[0], 0, *x.strides[1:], 1))
+    else:
+        per = x.shape[1] // groups
+        seen = x.view(
+            (x.shape[0], groups, per, *x.shape[2:]),
+            (x.strides[0], x.strides[1] * per, *x.strides[1:]),
+        )
+    out = y.shape[2], y.shape[3]
+    tile, v = tile_of(out, kh * kw, y.shape[1] // groups)
+    assert v * BLOCK == lanes
+    reach = (kh - 1) * dilation[0] + 1, (kw - 1) * dilation[1] + 1
+    copies = any(map(any, attrs["padding"])) or x.dtype is not f32 or w.dtype is u32
+    piece, per_program = _pieces(out, tile, reach, strides, w.shape, y.shape[0], copies)
+    slab: tuple[int, ...] = ()
+    if copies:
+        slab = _slab(piece, reach, strides, plain)
+    consts = {
+        "STRIDES": tuple(strides),
+        "DILATION": tuple(dilation),
+        "LOW": low,
+        "TILE": tile,
+        "PIECE": piece,
+        "SLAB": slab,
+        "PANELS": per_program,
+        "epilogue": _finish(attrs.get("epilogue")),
+    }
+    grid = (
+        divide(out[0], piece[0]) * divide(out[1], piece[1]),
+        y.shape[0],
+        groups * (panels // per_program),
+    )
+    args = (seen.fix(2), w.fix(1), y.fix(1), tuple(e.fix(1) for e in extras))
+    return [KernelCall(conv_blocks, grid, args, consts)]
+
+
+def _flat_plain(x: Buffer) -> tuple[Buffer, bool]:
+    """A plain image with its pixels in one row."""
+    n, c, h, w = x.shape
+    dense = h == 1 or w == 1 or x.strides[2] == w * x.strides[3]
+    step = x.strides[3] if w > 1 else x.strides[2]
+    return x.view((n, c, 1, h * w), (*x.strides[:2], 0, step)), dense
+
+
+def _slab(piece: Pair, reach: Pair, strides: Sequence[int], plain: bool) -> Pair:
+    """Rows and columns of x that a piece reads, columns rounded up to whole copies."""
+    unit = 16 if plain else 4
+    rows, columns = ((n - 1) * s + r for n, s, r in zip(piece, strides, reach))
+    return rows, divide(columns, unit) * unit
+
+
+def _pieces(
+    out: Pair,
+    tile: Pair,
+    reach: Pair,
+    strides: Sequence[int],
+    w: Sequence[int],
+    batch: int,
+    copies: bool,
+) -> tuple[Pair, int]:
+    """Rows and columns of a program, and its panels.
+
+    As many rows as the copy has room for, so that weights are read seldom; then panels are split
+    until there are enough programs, and rows when that is not enough.
+    """
+    groups, panels, blocks, inner, kh, kw, lanes = w
+    taps = kh * kw * blocks * inner
+    columns = out[1] if out[0] > 1 else min(out[1], max(tile[1] * 8, 1))
+    most = out[0]
+
+    def slab_bytes(rows: int) -> int:
+        if not copies:
+            return 0
+        return 4 * blocks * inner * prod(_slab((rows, columns), reach, strides, inner == 1))
+
+    def row_counts() -> list[int]:
+        return [n for n in range(tile[0], most + 1) if n % tile[0] == 0 or n == most]
+
+    fitting = [n for n in row_counts() if slab_bytes(n) <= _SLAB_BYTES] or row_counts()[:1]
+    while slab_bytes(fitting[0]) > _SLAB_BYTES and columns > tile[1]:
+        columns = max(tile[1], columns // 2)
+    cuts = divide(most, max(fitting))
+    rows = min(most, divide(divide(most, cuts), tile[0]) * tile[0])
+    whole = prod(out) * panels * (lanes // BLOCK) * taps
+    wanted = min(_PROGRAMS, max(1, whole * batch * groups // _WORK))
+    splits = 1
+
+    def programs(rows: int) -> int:
+        return divide(out[0], rows) * divide(out[1], columns) * batch * groups
+
+    for candidate in (d for d in range(1, panels + 1) if panels % d == 0):
+        splits = candidate
+        if programs(rows) * splits >= wanted or panels // candidate <= 4:
+            break
+    while programs(rows) * splits < wanted and rows > tile[0]:
+        rows = max(tile[0], rows // 2 // tile[0] * tile[0])
+    return (rows, columns), panels // splits
+
+
+def _inner(size: int, out: int, kernel: int, stride: int, dilation: int, low: int) -> Pair:
+    """The outputs along one axis whose windows lie inside: the first and the one past the last."""
+    first = min(divide(low, stride), out)
+    last = (size + low - (kernel - 1) * dilation - 1) // stride + 1
+    return first, max(min(last, out), first)
+
+
+def _window_consts(
+    x: Buffer, y: Buffer, kernel: Sequence[int], attrs: Attrs, most: int
+) -> tuple[dict[str, Any], tuple[int, int, int]]:
+    strides, dilation = attrs["strides"], attrs["dilation"]
+    low = tuple(low for low, _ in attrs["padding"])
+    inner = _inner(x.shape[3], y.shape[3], kernel[1], strides[1], dilation[1], low[1])
+    width = max(inner[1] - inner[0], 1)
+    tile = divide(width, divide(width, most))
+    per_row = y.shape[3] * prod(kernel)
+    rows = max(1, min(y.shape[2], _WORK // 2 // max(per_row, 1)))
+    others = y.shape[0] * y.shape[1]
+    rows = min(rows, max(1, divide(y.shape[2] * others, _PROGRAMS)))
+    consts = {
+        "STRIDES": tuple(strides),
+        "DILATION": tuple(dilation),
+        "LOW": low,
+        "INNER": inner,
+        "TILE": tile,
+        "ROWS": rows,
+    }
+    return consts, (divide(y.shape[2], rows), y.shape[1], y.shape[0])
+
+
+def depthwise_calls(
+    x: Buffer, w: Buffer, extras: Sequence[Buffer], y: Buffer, attrs: Attrs
+) -> list[KernelCall]:
+    """``y`` (N, B, OH, OW, 16) from x (N, B, H, W, 16) and w (B, KH, KW, 16)."""
+    consts, grid = _window_consts(x, y, w.shape[1:3], attrs, 8)
+    consts["epilogue"] = _finish(attrs.get("epilogue"))
+    args = (x.fix(2), w.fix(1), y.fix(2), tuple(e.fix(2) for e in extras))
+    return [KernelCall(depthwise_blocks, grid, args, consts)]
+
+
+def pool_calls(x: Buffer, y: Buffer, attrs: Attrs, largest: bool, divisor: int) -> list[KernelCall]:
+    """Maxima or means of windows of blocked x."""
+    consts, grid = _window_consts(x, y, attrs["kernel"], attrs, 8)
+    consts |= {"KERNEL": tuple(attrs["kernel"]), "MAX": largest, "DIVISOR": divisor}
+    return [KernelCall(pool_blocks, grid, (x.fix(2), y.fix(2)), consts)]
