@@ -88,7 +88,7 @@ def conv_calls(
     x: Buffer, w: Buffer, extras: Sequence[Buffer], y: Buffer, attrs: Attrs
 ) -> list[KernelCall]:
     """``y`` (N, OB, OH, OW, 16) from x, blocked or plain, and packed w."""
-    groups, panels, blocks, inner, kh, kw, lanes = w.shape
+    groups, panels, _, _, kh, kw, lanes = w.shape
     strides, dilation = attrs["strides"], attrs["dilation"]
     low = tuple(low for low, _ in attrs["padding"])
     plain = x.ndim == 4
