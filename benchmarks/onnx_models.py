@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tests.reference.onnx_exports import NETWORKS, export, feeds
 
 from benchmarks.common import Spread, ceilings, machine, spread, table, write_report
-from tests.reference.onnx_exports import NETWORKS, export, feeds
 
 ASSETS = Path(__file__).resolve().parents[2] / "shared" / "assets" / "onnx"
 FILES = {

@@ -10,8 +10,9 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-import tilewright.onnx  # noqa: E402
 from tests.reference.onnx_exports import export, feeds  # noqa: E402
+
+import tilewright.onnx  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -86,9 +86,7 @@ def _bert(small: bool = False) -> Any:
             self.net = net
 
         def forward(self, input_ids: Any, attention_mask: Any, types: Any) -> Any:
-            out = self.net(
-                input_ids=input_ids, attention_mask=attention_mask, token_type_ids=types
-            )
+            out = self.net(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=types)
             return out.last_hidden_state
 
     return Wrapped(), (ids, mask, kinds), list(axes), ["last_hidden_state"], axes
@@ -110,7 +108,9 @@ def _gpt2(small: bool = False) -> Any:
             super().__init__()
             self.net = net
 
-        def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any, *past: Any) -> Any:
+        def forward(
+            self, input_ids: Any, attention_mask: Any, position_ids: Any, *past: Any
+        ) -> Any:
             cache = DynamicCache()
             for i in range(config.n_layer):
                 cache.update(past[2 * i], past[2 * i + 1], i)
@@ -190,7 +190,12 @@ def export(name: str, folder: str | Path, *, dynamo: bool = False, opset: int = 
     part = path.with_suffix(".part")
     kwargs: dict[str, Any] = {"dynamic_axes": axes} if not dynamo else {"external_data": False}
     quiet = contextlib.redirect_stdout(io.StringIO())
-    with warnings.catch_warnings(), torch.no_grad(), quiet, contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        torch.no_grad(),
+        quiet,
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         torch.onnx.export(
             net.eval(), args, str(part), input_names=inputs, output_names=outputs,
