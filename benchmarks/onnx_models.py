@@ -3,7 +3,7 @@
 ::
 
     python -m benchmarks.onnx_models --models FOLDER -t 2 -r 15 [--only vit,resnet50] [--json OUT]
-    python -m benchmarks.onnx_models --models FOLDER --cpu-time      # one thread, its processor time
+    python -m benchmarks.onnx_models --models FOLDER --cpu-time   # one thread, its processor time
 
 Networks are exported from torch and transformers (random weights, real sizes) into FOLDER; models
 with weights come from ../shared/assets/onnx where that is there. Outputs are compared before
@@ -148,9 +148,10 @@ def main() -> None:
     os.makedirs(args.models, exist_ok=True)
     threads = 1 if args.cpu_time else args.threads
     clock = cpu_seconds if args.cpu_time else time.perf_counter
-    wanted = args.only.split(",") if args.only else [
-        *(n for n in NETWORKS if "small" not in n), *(n for n, f in FILES.items() if (ASSETS / f).exists())
-    ]  # fmt: skip
+    wanted = [n for n in NETWORKS if "small" not in n]
+    wanted += [n for n, f in FILES.items() if (ASSETS / f).exists()]
+    if args.only:
+        wanted = args.only.split(",")
     report: dict[str, Any] = {"machine": machine(), "ceilings": ceilings(threads), "models": {}}
     rows = []
     for name in wanted:
@@ -170,11 +171,12 @@ def main() -> None:
             "ms": found, "ratios": ratios, "apart": apart,
             "load_s": {e: seconds for e, (_, seconds) in made.items()},
         }  # fmt: skip
-        rows.append(
-            [name, str(found["tilewright"]),
-             *(f"{found[e]} ({ratios[e].median:.2f})" if e in found else "" for e in ("onnxruntime", "openvino")),
-             f"{apart:.1e}", f"{made['tilewright'][1]:.2f}"]
-        )  # fmt: skip
+        beside = [
+            f"{found[e]} ({ratios[e].median:.2f})" if e in found else ""
+            for e in ("onnxruntime", "openvino")
+        ]
+        loading = f"{made['tilewright'][1]:.2f}"
+        rows.append([name, str(found["tilewright"]), *beside, f"{apart:.1e}", loading])
         print("  ".join(rows[-1]), flush=True)
     print()
     print(table(["model", "tilewright ms", "onnxruntime", "openvino", "apart", "load s"], rows))
