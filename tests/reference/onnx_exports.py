@@ -18,16 +18,19 @@ import numpy as np
 __all__ = ["NETWORKS", "export", "feeds"]
 
 
+_TINY = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+}
+
+
 def _vit(half: bool = False, small: bool = False) -> Any:
     import torch
     from transformers import ViTConfig, ViTForImageClassification
 
-    sizes = (
-        dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
-             image_size=32, patch_size=8)
-        if small
-        else {}
-    )  # fmt: skip
+    sizes = _TINY | {"image_size": 32, "patch_size": 8} if small else {}
     config = ViTConfig(num_labels=1000 if not small else 10, layer_norm_eps=1e-6, **sizes)
     config._attn_implementation = "eager"
     net = ViTForImageClassification(config)
@@ -42,7 +45,7 @@ def _resnet(small: bool = False) -> Any:
     import torch
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    sizes = dict(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1]) if small else {}
+    sizes = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1]} if small else {}
     net = ResNetForImageClassification(ResNetConfig(num_labels=10 if small else 1000, **sizes))
     _give_statistics(net)
     n = 32 if small else 224
@@ -67,12 +70,7 @@ def _bert(small: bool = False) -> Any:
     import torch
     from transformers import BertConfig, BertModel
 
-    sizes = (
-        dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
-             vocab_size=500)
-        if small
-        else {}
-    )  # fmt: skip
+    sizes = _TINY | {"vocab_size": 500} if small else {}
     config = BertConfig(**sizes)
     config._attn_implementation = "eager"
     net = BertModel(config, add_pooling_layer=False)
@@ -97,8 +95,8 @@ def _gpt2(small: bool = False) -> Any:
     import torch
     from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
-    sizes = dict(n_embd=64, n_layer=2, n_head=4, vocab_size=500, n_positions=64) if small else {}
-    config = GPT2Config(**sizes)
+    tiny = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 500, "n_positions": 64}
+    config = GPT2Config(**tiny if small else {})
     config._attn_implementation = "eager"
     net = GPT2LMHeadModel(config)
     head = config.n_embd // config.n_head
