@@ -29,7 +29,7 @@ from benchmarks.common import Spread, ceilings, machine, spread, table, write_re
 ASSETS = Path(__file__).resolve().parents[2] / "shared" / "assets" / "onnx"
 FILES = {
     "mnist-8": "mnist-zoo/mnist-8.onnx",
-    "mnist-int8": "mnist-burn/mnist-int8.onnx",
+    "mnist-burn": "mnist-burn/mnist.onnx",
     "squeezenet-fp16": "squeezenet-fp16/SqueezeNet_fp16.onnx",
     "shufflenet-int8": "shufflenet-int8/shufflenet-v2-12-int8.onnx",
     "super-resolution": "super-resolution/super_resolution.onnx",
