@@ -25,6 +25,11 @@ import tilewright.onnx
 from tilewright.errors import TilewrightError
 
 
+DRAWN = ("test_bernoulli*", "test_training_dropout_default*", "test_training_dropout",
+         "test_training_dropout_mask")  # fmt: skip
+"""Cases that hold the numbers of NumPy's generator: the standard does not say which are drawn."""
+
+
 @lru_cache(maxsize=1)
 def node_cases() -> dict[str, Any]:
     """Every case of one node, by name."""
@@ -44,6 +49,8 @@ def select(patterns: list[str], ops: set[str] | None = None) -> Iterator[Any]:
     """The cases whose names match a pattern (all without one) and that use one of ``ops``."""
     for name, case in node_cases().items():
         if patterns and not any(fnmatch.fnmatch(name, p) for p in patterns):
+            continue
+        if any(fnmatch.fnmatch(name, p) for p in DRAWN):
             continue
         if ops is None or operators_of(case) & ops:
             yield case

@@ -9,19 +9,23 @@ from typing import Any, Final
 import numpy as np
 
 from tilewright.compiler.static import StaticProgram
-from tilewright.formats.onnx import Model
+from tilewright.formats.onnx import Model, NodeDef
 from tilewright.graph import Node
 from tilewright.onnx.quick import Run, quick_run
 from tilewright.onnx.segment import Arena, Segment
 from tilewright.onnx.trace import Done, Step, Trace, contents_key, results_key
 from tilewright.onnx.values import array_of_buffer, buffer_of, leaf
-from tilewright.runtime.buffers import Buffer
+from tilewright.runtime.buffers import Buffer, from_array
 from tilewright.runtime.launch import default_target
 from tilewright.tensor.core import Tensor
 
 __all__ = ["Plan"]
 
 _KEPT: Final = 64  # shapes of inputs
+_RANDOM: Final = frozenset(
+    ["Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"]
+    + ["RandomUniformLike"]
+)
 
 
 class Plan:
@@ -34,6 +38,8 @@ class Plan:
         self._roots: OrderedDict[Any, Step] = OrderedDict()
         self._programs: dict[Any, StaticProgram] = {}
         self._constants: dict[int, tuple[np.ndarray, Tensor]] = {}
+        self.draws = any(_draws(node) for graph in model.graphs() for node in graph.nodes)
+        self._runs = 0
 
     def constant(self, array: np.ndarray) -> Tensor:
         """A tensor over a constant array, one per array."""
@@ -62,13 +68,16 @@ class Plan:
         self, inputs: Sequence[Any], names: Sequence[str], outputs: Sequence[str]
     ) -> Run | None:
         """A shortcut for runs with such inputs, if there is one (:mod:`tilewright.onnx.quick`)."""
-        return quick_run(self._root(inputs), inputs, names, outputs)
+        return None if self.draws else quick_run(self._root(inputs), inputs, names, outputs)
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """The outputs' values: arrays, lists of arrays (sequences) or None.
 
         ``inputs``: buffers, arrays of what no tensor holds, lists of those.
         """
+        if self.draws:  # one more input, from which random numbers come
+            inputs = [*inputs, from_array(np.array(self._runs, np.uint32))]
+            self._runs = (self._runs + 1) & 0xFFFFFFFF
         root = self._root(inputs)
         done: Done = {}
         step: Step | None = root
@@ -85,6 +94,15 @@ class Plan:
                 alive = step.after_call(alive, placed)
                 step = step.child(results_key(placed))
         return Trace(self, root, inputs, done).run()
+
+
+def _draws(node: NodeDef) -> bool:
+    """Whether a node wants other random numbers in every run."""
+    if node.domain or node.attrs.get("seed") is not None:
+        return False
+    if node.op == "Dropout":
+        return (len(node.inputs) > 2 and node.inputs[2] != "") or node.attrs.get("is_test") == 0
+    return node.op in _RANDOM
 
 
 def layouts(inputs: Sequence[Any]) -> tuple[Any, ...]:

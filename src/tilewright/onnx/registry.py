@@ -32,6 +32,7 @@ from tilewright.formats.onnx import Graph, NodeDef
 
 if TYPE_CHECKING:
     from tilewright.onnx.trace import Trace
+    from tilewright.ops.random import Key
 
 __all__ = ["Call", "Operator", "find", "op", "operators"]
 
@@ -150,6 +151,16 @@ class Call:
     def constant(self, value: Any) -> np.ndarray | None:
         """The contents of a value that depends on no input of the model, else None."""
         return self.trace.constant_of(value)
+
+    def random_key(self, seed: float | None) -> Key:
+        """The key of random numbers: of ``seed``, or another one for each operator and run."""
+        from tilewright.ops.random import fold_in, key_of
+
+        if seed is not None:
+            return key_of(int(np.float32(seed).view(np.uint32)))
+        assert self.trace.run_number is not None
+        self.trace.drawn += 1
+        return fold_in(key_of(self.trace.drawn), self.trace.run_number.node)
 
     def keep(self, value: Any) -> Any:
         """Tell the trace of a tensor that outlives this operator's own expressions."""

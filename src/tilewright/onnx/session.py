@@ -217,6 +217,9 @@ def _fed(spec: ValueSpec, value: Any, sizes: dict[str, tuple[int, str]]) -> Any:
         return None
     if spec.kind == "sequence" or (isinstance(value, (list, tuple)) and spec.kind != "tensor"):
         inner = ValueSpec(spec.name, spec.dtype, None)
+        if spec.dtype.startswith("sequence("):  # of an optional
+            elements = spec.dtype[len("sequence(") : -1]
+            inner = ValueSpec(spec.name, _NUMPY.get(elements, elements), None)
         return [_fed(inner, v, sizes) for v in value]
     array = value if type(value) is np.ndarray else _as_array(spec, value)
     if spec.dtype and array.dtype.name != spec.dtype:

@@ -190,6 +190,8 @@ class Trace:
         self.depth = 0
         self.inputs = [self._input(v) for v in inputs]
         self._begin([t for t in _flat(self.inputs) if isinstance(t, Tensor)])
+        self.run_number: Tensor | None = self.inputs.pop() if plan.draws else None
+        self.drawn = 0  # how many operators have asked for random numbers
 
     def _input(self, value: Any) -> Any:
         if isinstance(value, Buffer):

@@ -83,9 +83,3 @@ def _reshaped(x: Tensor, sizes: list[int], allowzero: int) -> Tensor:
 def transpose(x: Tensor, *, perm: tuple[int, ...] | None = None) -> Tensor:
     """Axes in another order; without ``perm`` reversed."""
     return manipulation.permute_dims(x, perm or tuple(reversed(range(x.ndim))))
-
-
-@op("NonZero", boundary=True)
-def nonzero(x: np.ndarray) -> np.ndarray:
-    """Indices of elements that are not zero, one row per axis."""
-    return np.array(np.nonzero(x), np.int64).reshape(max(x.ndim, 1), -1)

@@ -22,6 +22,7 @@ from tilewright.tensor.core import Tensor, apply
 
 __all__ = [
     "aligned",
+    "as_tensors",
     "axes_in",
     "element_type",
     "fold",
@@ -149,6 +150,13 @@ def tensor_type(number: int) -> DType:
 def tensor_of(array: np.ndarray) -> Tensor:
     """An array as a tensor that depends on no input of the model."""
     return leaf(buffer_of(array))
+
+
+def as_tensors(values: Sequence[Any]) -> list[Tensor] | None:
+    """Values as tensors; None when no tensor holds them."""
+    if any(isinstance(v, np.ndarray) and dtype_of(v.dtype) is None for v in values):
+        return None
+    return [v if isinstance(v, Tensor) else tensor_of(v) for v in values]
 
 
 # --- elements that no tensor holds ---------------------------------------------------------------
