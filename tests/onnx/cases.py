@@ -24,7 +24,6 @@ from onnx import numpy_helper
 import tilewright.onnx
 from tilewright.errors import TilewrightError
 
-
 DRAWN = ("test_bernoulli*", "test_training_dropout_default*", "test_training_dropout",
          "test_training_dropout_mask")  # fmt: skip
 """Cases that hold the numbers of NumPy's generator: the standard does not say which are drawn."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,9 @@ def string_normalizer(
     """Strings [C] or [1, C] without stop words, in lower or upper case."""
     if x.ndim not in (1, 2) or (x.ndim == 2 and x.shape[0] != 1):
         raise ShapeError(f"wants strings [C] or [1, C], got {x.shape}")
-    change = {"NONE": str, "LOWER": str.lower, "UPPER": str.upper}.get(case_change_action)
+    changes: dict[str, Callable[[str], str]]
+    changes = {"NONE": str, "LOWER": str.lower, "UPPER": str.upper}
+    change = changes.get(case_change_action)
     if change is None:
         raise UnsupportedError(f"case_change_action {case_change_action!r} is not known")
     fold = str if is_case_sensitive else str.lower
