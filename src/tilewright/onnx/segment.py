@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tilewright.compiler.fusion import pending
+from tilewright.compiler.passes.inference import for_inference
 from tilewright.compiler.realize import located, structure
 from tilewright.compiler.realize import realize as realize_nodes
 from tilewright.compiler.static import StaticProgram, build, scalar_bits
@@ -76,6 +77,7 @@ class Segment:
         arena: Arena,
         programs: dict[Any, StaticProgram],
     ) -> None:
+        roots = for_inference(roots, dynamic.__contains__)
         fold_constants(roots, dynamic)
         self.arena = arena
         unique = list(dict.fromkeys(roots))

@@ -1,0 +1,24 @@
+"""What is done to a graph whose weights do not change before it is compiled, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tilewright.compiler.passes.layout import blocked_images, fold_scales
+from tilewright.dtypes import DType
+from tilewright.graph import Node
+
+__all__ = ["for_inference"]
+
+
+def for_inference(
+    roots: Sequence[Node], dynamic: Callable[[Node], bool], compute: DType | None = None
+) -> list[Node]:
+    """New nodes for ``roots``; what depends on no dynamic leaf is the caller's to fold.
+
+    Args:
+        dynamic: whether a leaf changes from run to run.
+        compute: bf16: what convolutions round their operands to.
+    """
+    roots = fold_scales(roots, dynamic)
+    return blocked_images(roots, dynamic, compute)
