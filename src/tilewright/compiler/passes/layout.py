@@ -31,7 +31,7 @@ Constant = Callable[[Node], bool]
 _FEWEST_OUTPUTS: Final = 4  # channels of a block that a convolution must fill
 # What stays finite on the zeros beyond the last channel: nothing else may happen to them, because
 # the next convolution multiplies them by weights of zero.
-_TAME: Final = frozenset(
+_TAME: Final = frozenset(  # noqa: SIM905
     "add sub mul neg abs square relu sigmoid silu gelu gelu_erf tanh leaky_relu elu softplus "
     "maximum minimum clip cast copy scale where floor ceil round erf sign".split()
 )
@@ -210,8 +210,10 @@ class _Layout:
             return self._left(node)
         return self._left(node) if found is None else found
 
-    def _left(self, node: Node) -> None:
+    def _left(self, node: Node) -> Node | None:
+        """No image; the plain node, so that later ones find their inputs made."""
         self._as_plain(node)
+        return None
 
     def _conv(self, node: Node) -> Node | None:
         x, w = node.inputs
