@@ -31,10 +31,11 @@ Constant = Callable[[Node], bool]
 _FEWEST_OUTPUTS: Final = 4  # channels of a block that a convolution must fill
 # What stays finite on the zeros beyond the last channel: nothing else may happen to them, because
 # the next convolution multiplies them by weights of zero.
-_TAME: Final = frozenset(  # noqa: SIM905
-    "add sub mul neg abs square relu sigmoid silu gelu gelu_erf tanh leaky_relu elu softplus "
-    "maximum minimum clip cast copy scale where floor ceil round erf sign".split()
-)
+_TAME: Final = {
+    "add", "sub", "mul", "neg", "abs", "square", "relu", "sigmoid", "silu", "gelu", "gelu_erf",
+    "tanh", "leaky_relu", "elu", "softplus", "maximum", "minimum", "clip", "cast", "copy",
+    "scale", "where", "floor", "ceil", "round", "erf", "sign",
+}  # fmt: skip
 
 
 def constants_of(order: Sequence[Node], dynamic: Callable[[Node], bool]) -> set[Node]:
