@@ -20,8 +20,8 @@ from tests.ops.node_calls import (
     with_threads,
 )
 
-from tilewright.dtypes import ALL, DType, bf16, boolean, f16, f32, i32, i64
-from tilewright.errors import ShapeError
+from tilewright.dtypes import ALL, DType, bf16, boolean, f16, f32, f64, i32, i64
+from tilewright.errors import ShapeError, UnsupportedError
 from tilewright.graph import Node
 from tilewright.ops import indexing
 from tilewright.ops.autodiff import vjp
@@ -94,6 +94,10 @@ def test_every_dtype(rng: np.random.Generator, dtype: DType) -> None:
         check(indexing.scatter_along_axis(along, v, 6, 0))
         check(indexing.scatter_nd(x, pairs, w, "add"))
         check(indexing.scatter_nd_zeros(pairs, w, (6, 37)))
+        for mode in ("mul", "max", "min"):
+            check(indexing.scatter(x, ids, u, 0, mode))
+            check(indexing.put_along_axis(x, along, v, 0, mode))
+            check(indexing.scatter_nd(x, pairs, w, mode))
 
 
 @pytest.mark.parametrize(("shape", "axis", "many"), TAKES)
@@ -113,6 +117,20 @@ def test_scatter(
     u = leaf(updates, f32, layout)
     check(indexing.scatter(x, ids, u, axis, mode))
     check(indexing.scatter_rows(ids, u, shape[axis], axis))
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "many"),
+    [((7,), 0, (300,)), ((9, 130), 1, (6,)), ((3, 5, 4), 1, (2, 2)), ((3, 0), 0, (4,))],
+)
+@pytest.mark.parametrize("mode", ["mul", "max", "min"])
+def test_scatter_combines(
+    rng: np.random.Generator, shape: tuple[int, ...], axis: int, many: tuple[int, ...], mode: str
+) -> None:
+    x = leaf(random_values(rng, shape, f32), f32)
+    ids = leaf(ids_of(rng, shape[axis], many, True), i32)
+    u = leaf(random_values(rng, (*shape[:axis], *many, *shape[axis + 1 :]), f32), f32)
+    check(indexing.scatter(x, ids, u, axis, mode))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +218,7 @@ def test_errors_name_what_does_not_fit() -> None:
     with pytest.raises(ShapeError, match="1 <= n <= 2"):
         indexing.gather_nd(x, leaf(np.zeros((2, 3), np.int32), i32))
     flags = leaf(np.zeros(3, bool), boolean)
-    with pytest.raises(ShapeError, match="cannot be added"):
+    with pytest.raises(ShapeError, match="can only be set"):
         indexing.scatter_add(flags, ids, leaf(np.zeros(2, bool), boolean), 0)
 
 
@@ -268,6 +286,36 @@ def test_gradient_of_scatters(rng: np.random.Generator, mode: str) -> None:
     v = rng.standard_normal((4, 3))
     check_gradient(lambda x, i, u: indexing.scatter_nd(x, i, u, mode), x, pairs, v, order=2)
     check_gradient(lambda x, i, u: indexing.scatter_nd(x, i, u, mode), x, pairs, v, run=kernels)
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_gradient_of_scattered_extremes(rng: np.random.Generator, mode: str) -> None:
+    """Against differences; ties are shared, by all that are the extreme."""
+    x, u = rng.standard_normal((2, 6, 3)), rng.standard_normal((2, 4, 3))
+    twice = np.array([1, 4, 1, 1])
+    check_gradient(lambda x, i, u: indexing.scatter(x, i, u, 1, mode), x, twice, u)
+    check_gradient(lambda x, i, u: indexing.scatter(x, i, u, 1, mode), x, twice, u, run=kernels)
+    along = rng.integers(0, 6, u.shape)
+    check_gradient(lambda x, i, u: indexing.put_along_axis(x, i, u, 1, mode), x, along, u)
+    pairs = np.array([[0, 3], [1, 5], [0, 3], [0, 0]])
+    v = rng.standard_normal((4, 3))
+    check_gradient(lambda x, i, u: indexing.scatter_nd(x, i, u, mode), x, pairs, v)
+
+    ties = leaf(np.ones(2), f64)
+    ids, more = leaf(np.array([0, 0, 1]), i64), leaf(np.array([1.0, 1.0, 0.0]), f64)
+    node = indexing.scatter(ties, ids, more, 0, "max")
+    to_x, to_more = vjp([node], [leaf(np.ones(2), f64)], [ties, more])
+    assert to_x is not None
+    assert to_more is not None
+    np.testing.assert_allclose(reference(to_x), [1 / 3, 1])
+    np.testing.assert_allclose(reference(to_more), [1 / 3, 1 / 3, 0])
+
+
+def test_gradient_of_scattered_products_is_refused() -> None:
+    x, ids = leaf(np.ones(2), f64), leaf(np.array([0]), i64)
+    node = indexing.scatter(x, ids, leaf(np.ones(1), f64), 0, "mul")
+    with pytest.raises(UnsupportedError, match="mode 'mul' has no gradient"):
+        vjp([node], [leaf(np.ones(2), f64)], [x])
 
 
 def test_gradient_of_a_table_is_sparse() -> None:

@@ -42,6 +42,7 @@ from tilewright.ops.indexing_rules import (
     places_along,
     positions,
     put_in_order,
+    reduced_gradient,
     scattered,
     size_of,
     sum_dtype,
@@ -141,7 +142,7 @@ def _scatter_reference(
 def _rows_calls(node: Node, inputs: Sequence[Any], out: Any, work: Any = ()) -> list[KernelCall]:
     ids, rows = inputs
     axis = node.attrs["axis"]
-    return scattered(None, out, work, lambda t: scatter_calls(ids, rows, t, axis, True))
+    return scattered(None, out, work, lambda t: scatter_calls(ids, rows, t, axis, "add"))
 
 
 def _rows_gradient(node: Node, grad: Node) -> Sequence[Node | None]:
@@ -180,8 +181,8 @@ def _scatter_infer(inputs: Inputs, attrs: Attrs) -> tuple[Shape, DType]:
 
 def _scatter_calls(node: Node, inputs: Sequence[Any], out: Any, work: Any = ()) -> list[KernelCall]:
     x, ids, updates = inputs
-    axis, add = node.attrs["axis"], node.attrs["mode"] == "add"
-    return scattered(x, out, work, lambda t: scatter_calls(ids, updates, t, axis, add))
+    axis, mode = node.attrs["axis"], node.attrs["mode"]
+    return scattered(x, out, work, lambda t: scatter_calls(ids, updates, t, axis, mode))
 
 
 def _scatter_gradient(node: Node, grad: Node) -> Sequence[Node | None]:
@@ -190,6 +191,13 @@ def _scatter_gradient(node: Node, grad: Node) -> Sequence[Node | None]:
     taken = take(grad, ids, axis)
     if node.attrs["mode"] == "add":
         return grad, None, taken
+    if node.attrs["mode"] != "set":
+        return reduced_gradient(
+            node,
+            grad,
+            lambda y: take(y, ids, axis),
+            lambda y, more: scatter(y, ids, more, axis, "add"),
+        )
     places = positions(updates, axis, len(ids.shape))
     marks = take(scatter(marks_for(node), ids, places, axis), ids, axis)
     cleared = scatter(grad, ids, zeros_of(updates), axis)
@@ -209,7 +217,7 @@ register(
 
 
 def scatter(x: Node, ids: Node, updates: Node, axis: int = 0, mode: str = "set") -> Node:
-    """``x`` with ``updates`` set (or added) at ``ids`` along ``axis``.
+    """``x`` with ``updates`` set (or by ``mode`` add, mul, max, min) at ``ids`` along ``axis``.
 
     x (o.., n, i..), ids (k..), updates (o.., k.., i..) -> the shape of x. An update that a later
     one overwrites gets no gradient.
@@ -298,8 +306,8 @@ def _put_reference(
 
 def _put_calls(node: Node, inputs: Sequence[Any], out: Any, work: Any = ()) -> list[KernelCall]:
     x, ids, updates = inputs
-    axis, add = node.attrs["axis"], node.attrs["mode"] == "add"
-    return scattered(x, out, work, lambda t: scatter_along_calls(ids, updates, t, axis, add))
+    axis, mode = node.attrs["axis"], node.attrs["mode"]
+    return scattered(x, out, work, lambda t: scatter_along_calls(ids, updates, t, axis, mode))
 
 
 def _put_gradient(node: Node, grad: Node) -> Sequence[Node | None]:
@@ -308,6 +316,13 @@ def _put_gradient(node: Node, grad: Node) -> Sequence[Node | None]:
     taken = take_along_axis(grad, ids, axis)
     if node.attrs["mode"] == "add":
         return grad, None, taken
+    if node.attrs["mode"] != "set":
+        return reduced_gradient(
+            node,
+            grad,
+            lambda y: take_along_axis(y, ids, axis),
+            lambda y, more: put_along_axis(y, ids, more, axis, "add"),
+        )
     places = places_along(updates, axis)
     marks = take_along_axis(put_along_axis(marks_for(node), ids, places, axis), ids, axis)
     cleared = put_along_axis(grad, ids, zeros_of(updates), axis)
@@ -327,7 +342,9 @@ register(
 
 
 def put_along_axis(x: Node, ids: Node, updates: Node, axis: int = -1, mode: str = "set") -> Node:
-    """``x`` with ``out[o, ids[o, k, i], i]`` set to (or increased by) ``updates[o, k, i]``.
+    """``x`` with ``out[o, ids[o, k, i], i]`` set to ``updates[o, k, i]``.
+
+    With ``mode`` add, mul, max or min it is combined with them, in order.
 
     x (o.., n, i..), ids and updates (o.., k, i..) -> the shape of x.
     """
@@ -353,7 +370,7 @@ def _along_zeros_calls(
 ) -> list[KernelCall]:
     ids, updates = inputs
     axis = node.attrs["axis"]
-    return scattered(None, out, work, lambda t: scatter_along_calls(ids, updates, t, axis, True))
+    return scattered(None, out, work, lambda t: scatter_along_calls(ids, updates, t, axis, "add"))
 
 
 def _along_zeros_gradient(node: Node, grad: Node) -> Sequence[Node | None]:

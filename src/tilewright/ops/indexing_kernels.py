@@ -1,7 +1,7 @@
 """Kernels that gather and scatter along axes.
 
 Reads from where no element is give zero, writes to there vanish: the accesses of the kernel
-language are total. Scatters add (or set) the updates in ascending order of their position, one
+language are total. Scatters set (add, ...) the updates in ascending order of their position, one
 program instance per piece of the *output*, so the result does not depend on the threads.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tilewright.lang import Array, Const, arange, minimum, program_id, unroll
+from tilewright.lang import Array, Const, arange, maximum, minimum, program_id, unroll
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.layout_kernels import (
     as_bits,
@@ -226,6 +226,20 @@ def _nd_axes(
 # --- scatters ------------------------------------------------------------------------------------
 
 
+def joined(old, new, MODE):
+    """Inline: an element and an update of it."""
+    result = new
+    if MODE == "add":
+        result = old + new
+    elif MODE == "mul":
+        result = old * new
+    elif MODE == "max":
+        result = maximum(old, new)
+    elif MODE == "min":
+        result = minimum(old, new)
+    return result
+
+
 @kernel
 def scatter_rows_kernel(
     ids: Array,
@@ -233,12 +247,12 @@ def scatter_rows_kernel(
     out: Array,
     O: Const,
     K: Const,
-    ADD: Const,
+    MODE: Const,
     PART: Const,
     SPAN: Const,
     BLOCK: Const,
 ):
-    """``out[o.., ids[k..], i..] += updates[o.., k.., i..]`` (or ``=``), k ascending.
+    """``out[o.., ids[k..], i..] += updates[o.., k.., i..]`` (``MODE``), k ascending.
 
     An instance owns SPAN columns, one index (o.., all i but the last), and PART rows.
     """
@@ -255,8 +269,8 @@ def scatter_rows_kernel(
         if (row >= low) & (row < high):
             for j in range(start, stop, BLOCK):
                 value = updates[*at[:O], *k, *at[O:], j : j + BLOCK]
-                if ADD:
-                    value = out[*at[:O], row, *at[O:], j : j + BLOCK] + value
+                if MODE != "set":
+                    value = joined(out[*at[:O], row, *at[O:], j : j + BLOCK], value, MODE)
                 out[*at[:O], row, *at[O:], j : j + BLOCK] = value.to(out.dtype)
 
 
@@ -266,11 +280,11 @@ def scatter_along_kernel(
     updates: Array,
     out: Array,
     AXIS: Const,
-    ADD: Const,
+    MODE: Const,
     PART: Const,
     BLOCK: Const,
 ):
-    """``out[o.., ids[o.., k, i..], i..] += updates[o.., k, i..]`` (or ``=``), k ascending.
+    """``out[o.., ids[o.., k, i..], i..] += updates[o.., k, i..]`` (``MODE``), k ascending.
 
     With i: an instance owns BLOCK columns of one index (o.., all i but the last). Without: one
     index o and PART elements.
@@ -283,8 +297,8 @@ def scatter_along_kernel(
             place = ids[*at, k]
             if (place >= low) & (place < high):
                 value = updates[*at, k]
-                if ADD:
-                    value = out[*at, place] + value
+                if MODE != "set":
+                    value = joined(out[*at, place], value, MODE)
                 out[*at, place] = value.to(out.dtype)
     else:
         j = program_id(0) * BLOCK
@@ -293,8 +307,8 @@ def scatter_along_kernel(
         for k in range(ids.shape[AXIS]):
             place = ids[*at[:AXIS], k, *at[AXIS:], j : j + BLOCK]
             value = updates[*at[:AXIS], k, *at[AXIS:], j : j + BLOCK]
-            if ADD:
-                value = out[*at[:AXIS], place, *at[AXIS:], lanes] + value
+            if MODE != "set":
+                value = joined(out[*at[:AXIS], place, *at[AXIS:], lanes], value, MODE)
             out[*at[:AXIS], place, *at[AXIS:], lanes] = value.to(out.dtype)
 
 
@@ -305,12 +319,12 @@ def scatter_nd_kernel(
     out: Array,
     N: Const,
     K: Const,
-    ADD: Const,
+    MODE: Const,
     PART: Const,
     SPAN: Const,
     BLOCK: Const,
 ):
-    """``out[ids[k.., 0], .., ids[k.., N - 1], i..] += updates[k.., i..]`` (or ``=``), k ascending.
+    """``out[ids[k.., 0], .., ids[k.., N - 1], i..] += updates[k.., i..]`` (``MODE``), k ascending.
 
     An instance owns SPAN columns, one index (all i but the last), and PART of the first axis.
     """
@@ -329,8 +343,8 @@ def scatter_nd_kernel(
                 index = (*index, ids[*k, c])
             for j in range(start, stop, BLOCK):
                 value = updates[*k, *at, j : j + BLOCK]
-                if ADD:
-                    value = out[*index, *at, j : j + BLOCK] + value
+                if MODE != "set":
+                    value = joined(out[*index, *at, j : j + BLOCK], value, MODE)
                 out[*index, *at, j : j + BLOCK] = value.to(out.dtype)
 
 
@@ -344,12 +358,12 @@ def _parts(n: int, programs: int, updates: int, span: int) -> int:
 
 
 def scatter_calls(
-    ids: Buffer, updates: Buffer, out: Buffer, axis: int, add: bool
+    ids: Buffer, updates: Buffer, out: Buffer, axis: int, mode: str
 ) -> list[KernelCall]:
     """``out[.., ids[k..], ..] += updates[.., k.., ..]`` along ``axis``; ids outside are skipped."""
     if not updates.size * out.size:
         return []
-    if not add:
+    if mode == "set":
         updates, out = as_bits(updates), as_bits(out)
     last = axis + ids.ndim
     outer = merge_axes(out.shape[:axis], out.strides[:axis], updates.strides[:axis])
@@ -367,19 +381,19 @@ def scatter_calls(
     span = 4 * block
     others = math.prod(outer[0]) * math.prod(inner[0][:-1])
     part = _parts(n, divide(width, span) * others, ids.size, span)
-    consts = {"O": len(outer[0]), "K": ids.ndim, "ADD": add, "PART": part, "SPAN": span}
+    consts = {"O": len(outer[0]), "K": ids.ndim, "MODE": mode, "PART": part, "SPAN": span}
     grid = (divide(width, span), others, divide(n, part))
     args = (ids, updates, out)
     return [KernelCall(scatter_rows_kernel, grid, args, {**consts, "BLOCK": block})]
 
 
 def scatter_along_calls(
-    ids: Buffer, updates: Buffer, out: Buffer, axis: int, add: bool
+    ids: Buffer, updates: Buffer, out: Buffer, axis: int, mode: str
 ) -> list[KernelCall]:
     """``out[o.., ids[o.., k, i..], i..] += updates[o.., k, i..]`` with k at ``axis``."""
     if not updates.size * out.size:
         return []
-    if not add:
+    if mode == "set":
         updates, out = as_bits(updates), as_bits(out)
     outer, inner = _around(axis, out, ids, updates)
     one = slice(axis, axis + 1)
@@ -392,16 +406,16 @@ def scatter_along_calls(
     others = math.prod(outer[0]) * math.prod(inner[0][:-1])
     n = out.shape[len(outer[0])]
     part = n if inner[0] else _parts(n, others, ids.size, 1)
-    consts = {"AXIS": len(outer[0]), "ADD": add, "PART": part, "BLOCK": block}
+    consts = {"AXIS": len(outer[0]), "MODE": mode, "PART": part, "BLOCK": block}
     grid = (divide(width, block), others, divide(n, part))
     return [KernelCall(scatter_along_kernel, grid, (ids, updates, out), consts)]
 
 
-def scatter_nd_calls(ids: Buffer, updates: Buffer, out: Buffer, add: bool) -> list[KernelCall]:
+def scatter_nd_calls(ids: Buffer, updates: Buffer, out: Buffer, mode: str) -> list[KernelCall]:
     """``out[*ids[k..], i..] += updates[k.., i..]``: ids (K.., n), n at least 1."""
     if not updates.size * out.size:
         return []
-    if not add:
+    if mode == "set":
         updates, out = as_bits(updates), as_bits(out)
     n = ids.shape[-1]
     k, middle, inner = _nd_axes(out, ids, updates)
@@ -414,6 +428,6 @@ def scatter_nd_calls(ids: Buffer, updates: Buffer, out: Buffer, add: bool) -> li
     span = 4 * block
     others = math.prod(inner[0][:-1])
     part = _parts(out.shape[0], divide(width, span) * others, math.prod(k[0]), span)
-    consts = {"N": n, "K": len(k[0]), "ADD": add, "PART": part, "SPAN": span, "BLOCK": block}
+    consts = {"N": n, "K": len(k[0]), "MODE": mode, "PART": part, "SPAN": span, "BLOCK": block}
     grid = (divide(width, span), others, divide(out.shape[0], part))
     return [KernelCall(scatter_nd_kernel, grid, (ids, updates, out), consts)]

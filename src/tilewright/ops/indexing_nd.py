@@ -22,6 +22,7 @@ from tilewright.ops.indexing_rules import (
     marks_for,
     positions,
     put_in_order,
+    reduced_gradient,
     scattered,
     size_of,
     sum_dtype,
@@ -102,8 +103,8 @@ def _scatter_nd_calls(
     node: Node, inputs: Sequence[Any], out: Any, work: Any = ()
 ) -> list[KernelCall]:
     x, ids, updates = inputs
-    add = node.attrs["mode"] == "add"
-    return scattered(x, out, work, lambda t: scatter_nd_calls(ids, updates, t, add))
+    mode = node.attrs["mode"]
+    return scattered(x, out, work, lambda t: scatter_nd_calls(ids, updates, t, mode))
 
 
 def _scatter_nd_gradient(node: Node, grad: Node) -> Sequence[Node | None]:
@@ -111,6 +112,13 @@ def _scatter_nd_gradient(node: Node, grad: Node) -> Sequence[Node | None]:
     taken = gather_nd(grad, ids)
     if node.attrs["mode"] == "add":
         return grad, None, taken
+    if node.attrs["mode"] != "set":
+        return reduced_gradient(
+            node,
+            grad,
+            lambda y: gather_nd(y, ids),
+            lambda y, more: scatter_nd(y, ids, more, "add"),
+        )
     places = positions(updates, 0, len(ids.shape) - 1)
     marks = gather_nd(scatter_nd(marks_for(node), ids, places), ids)
     return scatter_nd(grad, ids, zeros_of(updates)), None, where_last(marks, places, taken)
@@ -129,7 +137,9 @@ register(
 
 
 def scatter_nd(x: Node, ids: Node, updates: Node, mode: str = "set") -> Node:
-    """``x`` with ``out[*ids[k..], i..]`` set to (or increased by) ``updates[k.., i..]``.
+    """``x`` with ``out[*ids[k..], i..]`` set to ``updates[k.., i..]``.
+
+    With ``mode`` add, mul, max or min it is combined with them, in order.
 
     x (d.., i..), ids (k.., n) naming elements of the n axes d, updates (k.., i..) -> as x.
     """
@@ -148,7 +158,7 @@ def _nd_zeros_calls(
     node: Node, inputs: Sequence[Any], out: Any, work: Any = ()
 ) -> list[KernelCall]:
     ids, updates = inputs
-    return scattered(None, out, work, lambda t: scatter_nd_calls(ids, updates, t, True))
+    return scattered(None, out, work, lambda t: scatter_nd_calls(ids, updates, t, "add"))
 
 
 def _nd_zeros_gradient(node: Node, grad: Node) -> Sequence[Node | None]:

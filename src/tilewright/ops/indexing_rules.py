@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import numpy as np
 
 from tilewright.dtypes import DType, bf16, boolean, f16, f32, i32, i64
-from tilewright.errors import ShapeError
+from tilewright.errors import ShapeError, UnsupportedError
 from tilewright.graph import Node, Shape, const_node, shape_of
 from tilewright.ops import elementwise, views
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.layout_kernels import copy_calls, zero_calls
 
 __all__ = [
+    "MODES",
     "accumulator",
     "axis_of",
     "check_ids",
@@ -24,12 +25,19 @@ __all__ = [
     "places_along",
     "positions",
     "put_in_order",
+    "reduced_gradient",
     "scattered",
     "size_of",
     "sum_dtype",
     "where_last",
     "zeros_of",
 ]
+
+
+MODES: Final[dict[str, Any]] = {
+    "set": None, "add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum,
+}  # fmt: skip
+"""What becomes of an element and its updates."""
 
 
 def axis_of(op: str, x: Node, axis: int) -> int:
@@ -47,11 +55,11 @@ def check_ids(op: str, ids: Node) -> None:
 
 
 def check_updates(op: str, updates: Node, shape: Sequence[Any], dtype: DType, mode: str) -> None:
-    """Refuse updates of another shape or dtype, bools that would be added, unknown modes."""
-    if mode not in ("set", "add"):
-        raise ShapeError(f"{op}: the mode is 'set' or 'add', got {mode!r}")
-    if mode == "add" and dtype is boolean:
-        raise ShapeError(f"{op}: bools cannot be added, mode='set' or another dtype can be used")
+    """Refuse updates of another shape or dtype, bools but with "set", unknown modes."""
+    if mode not in MODES:
+        raise ShapeError(f"{op}: the mode is {', '.join(map(repr, MODES))}, got {mode!r}")
+    if mode != "set" and dtype is boolean:
+        raise ShapeError(f"{op}: bools can only be set, mode {mode!r} wants another dtype")
     if tuple(updates.shape) != tuple(shape) or updates.dtype is not dtype:
         raise ShapeError(
             f"{op} wants updates {dtype}{shape_of(tuple(shape))}, "
@@ -70,9 +78,9 @@ def sum_dtype(x: np.ndarray) -> Any:
 
 
 def accumulator(node: Node) -> Sequence[tuple[DType, Shape]]:
-    """Memory for the sums of 16-bit floats."""
-    add = node.attrs.get("mode", "add") == "add"
-    return ((f32, node.shape),) if add and wide(node.dtype) is not node.dtype else ()
+    """Memory for the sums (and products) of 16-bit floats."""
+    sums = node.attrs.get("mode", "add") in ("add", "mul")
+    return ((f32, node.shape),) if sums and wide(node.dtype) is not node.dtype else ()
 
 
 def scattered(base: Any | None, out: Any, workspace: Sequence[Any], run: Any) -> list[KernelCall]:
@@ -93,7 +101,7 @@ def is_inside(ids: np.ndarray, n: int) -> np.ndarray:
 def put_in_order(
     out: np.ndarray, index: tuple[np.ndarray, ...], rows: np.ndarray, mode: str
 ) -> np.ndarray:
-    """``out[index] = rows`` (or ``+=``) row by row, in order, leaving out what is outside."""
+    """``out[index] = rows`` (or ``+=``, ...) row by row, in order, without what is outside."""
     out = np.ascontiguousarray(out)
     flat = rows.reshape(index[0].size, *rows.shape[index[0].ndim :])
     places = [i.ravel() for i in index]
@@ -101,8 +109,8 @@ def put_in_order(
     for i, n in zip(places, out.shape):
         inside &= is_inside(i, n)
     at = tuple(i[inside] for i in places)
-    if mode == "add":
-        np.add.at(out, at, flat[inside])
+    if mode != "set":
+        MODES[mode].at(out, at, flat[inside])
     else:
         for *place, row in zip(*at, flat[inside]):
             out[tuple(place)] = row
@@ -147,3 +155,25 @@ def zeros_of(like: Node, dtype: DType | None = None) -> Node:
 def where_last(marks: Node, places: Node, grad: Node) -> Node:
     """``grad`` where the update's own number is still there."""
     return elementwise.where(elementwise.eq(marks, places), grad, zeros_of(grad))
+
+
+def reduced_gradient(
+    node: Node,
+    grad: Node,
+    take: Callable[[Node], Node],
+    add: Callable[[Node, Node], Node],
+) -> Sequence[Node | None]:
+    """The gradient of modes ``max`` and ``min``: shared evenly by all that are the extreme.
+
+    ``take(y)`` is y where the updates go; ``add(y, updates)`` is y with updates added there.
+    """
+    x, _, updates = node.inputs
+    if node.attrs["mode"] == "mul":
+        raise UnsupportedError(f"{node.op} with mode 'mul' has no gradient")
+    kind = wide(x.dtype)
+    first = elementwise.cast(elementwise.eq(x, node), kind)
+    others = elementwise.cast(elementwise.eq(updates, take(node)), kind)
+    share = elementwise.div(elementwise.cast(grad, kind), add(first, others))
+    to_x = elementwise.mul(share, first)
+    to_updates = elementwise.mul(take(share), others)
+    return elementwise.cast(to_x, x.dtype), None, elementwise.cast(to_updates, x.dtype)
