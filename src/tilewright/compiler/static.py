@@ -238,7 +238,8 @@ def scalar_bits(value: bool | int | float, dtype: DType) -> int:
         try:
             return _U32.unpack(_F32.pack(value))[0]
         except OverflowError:  # rounds to infinity
-            return int(_as_f32(value).view(np.uint32))
+            with np.errstate(over="ignore"):
+                return int(np.float32(value).view(np.uint32))
     if dtype is f64:
         return _I64.unpack(_F64.pack(value))[0]
     if dtype is boolean:
@@ -252,11 +253,6 @@ def scalar_bits(value: bool | int | float, dtype: DType) -> int:
     if dtype.kind == "i" and bits >> dtype.bits - 1:
         bits -= 1 << dtype.bits
     return bits - (1 << 64) if bits >= 1 << 63 else bits
-
-
-def _as_f32(value: float) -> np.float32:
-    with np.errstate(over="ignore"):
-        return np.float32(value)
 
 
 def _pack_arena(storages: list[_Storage]) -> int:
@@ -304,6 +300,7 @@ class _Builder:
         self.storages: list[_Storage] = []
         self.buffers: dict[Node, Buffer] = {}
         self.calls: list[KernelCall | _HostCall] = []
+        self.checked = -1  # the last call that may refuse
         self.generated: dict[int, Callable[[], Walk]] = {}  # by id of a generated kernel's call
         self.parts: dict[Node, list[Node]] = {}
         for node in self.given:
@@ -379,7 +376,8 @@ class _Builder:
             elif node.op == "part":
                 of[node] = of[node.inputs[0]]
             else:
-                unit = units[node] = _Unit(node.index, None, node)
+                first = table.get(node.op).check  # what may be refused is, before more is done
+                unit = units[node] = _Unit(-1 if first else node.index, None, node)
                 of[node] = unit
         for node in self.order:
             unit_or_none = of.get(node)
@@ -483,6 +481,9 @@ class _Builder:
         node = unit.node
         assert node is not None
         entry = table.get(node.op)
+        if entry.check:
+            self.checked = len(self.calls)
+            self.calls.append(_HostCall(node, (self._buffer(node.inputs[0]),), ()))
         if entry.view is not None:
             return  # made when somebody reads it
         if node.op in _PIECEWISE:
@@ -575,8 +576,8 @@ class _Builder:
             return False
         if any(out.place == ours.number for out in self.outputs):  # a view of the old value
             return False
-        if storage.nbytes > old.nbytes:  # the root is a part of what is computed
-            return False
+        if storage.nbytes > old.nbytes or storage.first < self.checked:
+            return False  # the root is a part of what is computed; the program may yet refuse
         if (old.shape, old.strides, old.dtype) != (new.shape, new.strides, new.dtype):
             return False
         if ours.last == storage.first:  # the kernel that writes reads too

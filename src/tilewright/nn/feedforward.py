@@ -130,7 +130,7 @@ class MoE(Module):
         inside = _dispatch(flat, place, experts * slots, k).reshape((experts, slots, width))
         h = F.silu(F.matmul(inside, self.w1.mT)) * F.matmul(inside, self.w3.mT)
         y = F.matmul(h, self.w2.mT).reshape((experts * slots, width))
-        back = F.embedding(place, y)  # (rows, k, width), zeros where there was no slot
+        back = _rows(y, place)  # (rows, k, width), zeros where there was no slot
         out = (back * gates.astype(back.dtype).unsqueeze(-1)).sum(axis=1)
         return out.astype(x.dtype).reshape(x.shape), balance
 
@@ -160,4 +160,9 @@ def _dispatch(x: Tensor, place: Tensor, slots: int, k: int) -> Tensor:
         flat = views.reshape(p, (rows * k,))
         return indexing.scatter(nobody, flat, views.reshape(row, (rows * k,)), 0)
 
-    return F.embedding(apply(owners, place), x)
+    return _rows(x, apply(owners, place))
+
+
+def _rows(x: Tensor, ids: Tensor) -> Tensor:
+    """Rows of ``x``; zeros for an id behind the last."""
+    return apply(indexing.take, x, ids, axis=0)

@@ -31,6 +31,7 @@ from tilewright.ops import elementwise as ew
 from tilewright.ops import flash, flash_packed, indexing, norm, pool, views
 from tilewright.ops.autodiff import custom_gradient
 from tilewright.tensor import random
+from tilewright.tensor.bounds import checked_ids
 from tilewright.tensor.core import Tensor, apply, cast_node, source, wrap
 from tilewright.tensor.elementwise import (
     elu,
@@ -122,8 +123,10 @@ def _biased(y: Tensor, bias: Tensor | None, after: int = 0) -> Tensor:
 def embedding(ids: Tensor, weight: Tensor, sparse: bool = False) -> Tensor:
     """Rows of ``weight`` (n, width): ids of any shape -> (*ids.shape, width).
 
-    An id outside 0 to n - 1 reads zeros. With ``sparse`` the gradient of ``weight`` is kept as ids
-    and rows (see :mod:`tilewright.tensor.sparse`), which SGD and SparseAdam apply as they are.
+    With ``sparse`` the gradient of ``weight`` is kept as ids and rows (see
+    :mod:`tilewright.tensor.sparse`), which SGD and SparseAdam apply as they are.
+
+    Raises :class:`BoundsError` for an id outside 0 to n - 1, here or when it is computed.
     """
     if not ids.dtype.is_integer:
         raise ShapeError(f"embedding: ids are integers, got {ids.dtype}")
@@ -141,11 +144,17 @@ def embedding(ids: Tensor, weight: Tensor, sparse: bool = False) -> Tensor:
 
     if weight.ndim < 1:
         raise ShapeError(f"embedding: a weight (n, width), got shape {weight.shape}")
+    n = weight.shape[0]
+    ids = checked_ids(ids, 0, n, "embedding: id", f"axis 0 of a weight {weight.shape}")
     return apply(build, weight, ids)
 
 
 def one_hot(ids: Tensor, classes: int, dtype: Any = f32) -> Tensor:
-    """1 at each id, 0 elsewhere: ids (...) -> (..., classes)."""
+    """1 at each id, 0 elsewhere: ids (...) -> (..., classes).
+
+    Raises :class:`BoundsError` for an id outside 0 to classes - 1, here or when it is computed.
+    """
+    ids = checked_ids(ids, 0, classes, "one_hot: id", f"{classes} classes")
 
     def build(i: Node) -> Node:
         shape = (*views.sizes_of(i), classes)

@@ -9,11 +9,11 @@ from tilewright.errors import ShapeError
 from tilewright.graph import Node
 from tilewright.nn.precision import widened
 from tilewright.ops import elementwise as ew
-from tilewright.ops import reductions, views
+from tilewright.ops import indexing, reductions, views
+from tilewright.tensor.bounds import checked_ids
 from tilewright.tensor.core import Tensor, apply
 from tilewright.tensor.elementwise import abs as absolute
 from tilewright.tensor.elementwise import clip, exp, log, maximum, relu, softplus, where
-from tilewright.tensor.indexing import take
 
 __all__ = [
     "binary_cross_entropy_with_logits",
@@ -46,13 +46,23 @@ def _paired(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _at_targets(scores: Node, targets: Node) -> Node:
-    """``scores[i, targets[i]]`` of (rows, classes) scores; 0 where there is no such class.
+    """``scores[i, targets[i]]`` of (rows, classes) scores; 0 where the target is ignored.
 
     By comparison, not by a gather: then it is one pass with its neighbours, and so is its gradient.
     """
     column = ew.iota(views.sizes_of(scores), 1, i64)
     ids = views.reshape(ew.cast(targets, i64), (*targets.shape, 1))
     return reductions.sum(ew.where(ew.eq(column, ids), scores, ew.zeros_like(scores)), (1,))
+
+
+def _targets(op: str, targets: Tensor, classes: int, ignored: int) -> Tensor:
+    """``targets``, each of them a class or ``ignored``."""
+    return checked_ids(targets, 0, classes, f"{op}: target", f"{classes} classes", ignored)
+
+
+def _weight_of(weight: Tensor, classes: Tensor) -> Tensor:
+    """The weight of each class, which are known to exist."""
+    return apply(indexing.take, weight, classes.astype(i64), axis=0)
 
 
 def cross_entropy(
@@ -72,6 +82,8 @@ def cross_entropy(
         ignore_index: integer targets equal to it do not count.
         label_smoothing: this share of the target is spread evenly over the classes.
         reduction: ``"mean"`` (weighted by the targets' weights), ``"sum"`` or ``"none"``.
+
+    Raises :class:`BoundsError` for a target that is no class, here or when it is computed.
     """
     logits = widened(logits)
     classes = logits.shape[-1] if logits.ndim else 0
@@ -81,6 +93,7 @@ def cross_entropy(
         raise ShapeError(
             f"cross_entropy: logits {logits.shape} (..., classes) with targets {targets.shape}"
         )
+    targets = _targets("cross_entropy", targets, classes, ignore_index)
     rows = math.prod(targets.shape)
     flat, ids = logits.reshape((rows, classes)), targets.reshape((rows,))
 
@@ -92,7 +105,7 @@ def cross_entropy(
     weights = counted.astype(losses.dtype)
     if weight is not None:
         weight = widened(weight)
-        weights = where(counted, take(weight, where(counted, ids, 0).astype(i64)), 0.0)
+        weights = where(counted, _weight_of(weight, where(counted, ids, 0)), 0.0)
         losses = losses * weights
     if label_smoothing:
         every = flat.log_softmax(1)
@@ -127,13 +140,14 @@ def nll_loss(
     """``-log_probs`` at ``targets``: (..., classes) and (...) integers; as in cross_entropy."""
     if log_probs.ndim == 0 or log_probs.shape[:-1] != targets.shape:
         raise ShapeError(f"nll_loss: log_probs {log_probs.shape} with targets {targets.shape}")
+    targets = _targets("nll_loss", targets, log_probs.shape[-1], ignore_index)
     rows = math.prod(targets.shape)
     flat, ids = widened(log_probs).reshape((rows, log_probs.shape[-1])), targets.reshape((rows,))
     counted = ids != ignore_index
     losses = -apply(_at_targets, flat, ids)
     weights = counted.astype(losses.dtype)
     if weight is not None:
-        weights = where(counted, take(weight, where(counted, ids, 0).astype(i64)), 0.0)
+        weights = where(counted, _weight_of(weight, where(counted, ids, 0)), 0.0)
     losses = where(counted, losses * weights, 0.0)
     if reduction == "mean":
         return losses.sum() / weights.sum()

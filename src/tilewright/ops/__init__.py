@@ -6,6 +6,7 @@ Importing the package registers every family; ``tilewright.ops.table`` looks ent
 from tilewright.ops import (
     autodiff,
     blocked,
+    bounds,
     cache_ops,
     conv,
     conv_blocked,
@@ -41,6 +42,7 @@ from tilewright.ops import (
 __all__ = [
     "autodiff",
     "blocked",
+    "bounds",
     "cache_ops",
     "conv",
     "conv_blocked",

@@ -1,8 +1,8 @@
 """Gathers and scatters along axes: take, take_along_axis, gather_nd, and what undoes them.
 
 Ids are i32 or i64 and count from zero; a Tensor's negative indices are made positive before. An id
-that is not there reads zero and writes nothing, on every target: whoever wants an IndexError checks
-the ids first.
+that is not there reads zero and writes nothing, on every target: whoever wants an error checks the
+ids first (:mod:`tilewright.ops.bounds`).
 
 Scatters visit the updates in ascending position: sums are added in that order, starting from the
 base, and of several values set at one place the last stays. Sums of f16 and bf16 are kept in f32

@@ -80,6 +80,8 @@ class OpDef:
             the shape in which it becomes an input; None where that is impossible or not worth it.
             The operand broadcasts to ``shape``, the node's own or a reshape of it that keeps the
             last axis. Asked with the node itself as operand: whether it takes such work at all.
+        check: a view whose reference may refuse its input: it runs on the host as soon as the input
+            is there, before what depends on it and before any state is overwritten.
         wrap: turns the output's plain buffer into what ``calls`` wants (quantised rows).
         state: index of the input whose buffer is written in place and is the result.
         weight_forms: in which form weight inputs are wanted, by input index: ``matrix`` or
@@ -99,6 +101,7 @@ class OpDef:
     gradient: Callable[[Node, Any], Sequence[Node | None]] | None = None
     host: bool = False
     absorb: Callable[[Node, Node, Shape], tuple[str, Shape] | None] | None = None
+    check: bool = False
     wrap: Callable[[Node, Any], Any] | None = None
     state: int | None = None
     weight_forms: Mapping[int, str] = field(default_factory=dict)

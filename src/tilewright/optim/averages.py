@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tilewright.errors import FormatError
+from tilewright.runtime.interrupts import Held
 from tilewright.tensor.core import Tensor, realize
 from tilewright.tensor.creation import asarray
 from tilewright.tensor.modes import mode, no_grad
@@ -35,12 +36,12 @@ class EMA:
 
     def update(self) -> None:
         """Move the averages towards the parameters; may be part of a compiled step."""
-        with no_grad():
+        with Held(), no_grad():
             for name, p in self.params.items():
                 average = self.averages[name]
                 average.assign(average + (p.detach().astype(average.dtype) - average) * self._rate)
-            if mode.trace is None:
-                realize(*self.averages.values())
+        if mode.trace is None:
+            realize(*self.averages.values())
 
     @property
     def _rate(self) -> float:
@@ -51,13 +52,17 @@ class EMA:
         """Inside, the parameters have the averaged values (to validate, to save)."""
         kept = {name: p.detach() for name, p in self.params.items()}
         realize(*kept.values())
-        for name, p in self.params.items():
-            p.assign(self.averages[name])
-        try:
-            yield
-        finally:
-            for name, p in self.params.items():
-                p.assign(kept[name])
+        with Held(open=True) as held:
+            try:
+                held.open = False
+                for name, p in self.params.items():
+                    p.assign(self.averages[name])
+                held.open = True
+                yield
+            finally:
+                held.open = False
+                for name, p in self.params.items():
+                    p.assign(kept[name])
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by the parameters' names."""

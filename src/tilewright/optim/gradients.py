@@ -15,6 +15,7 @@ from tilewright.errors import ShapeError
 from tilewright.ops import views
 from tilewright.ops.unique_rows import unique_rows
 from tilewright.optim.optimizer import Optimizer
+from tilewright.runtime.interrupts import Held
 from tilewright.tensor.core import Tensor, realize
 from tilewright.tensor.creation import asarray
 from tilewright.tensor.elementwise import clip, isfinite, logical_not, sqrt, where
@@ -188,15 +189,15 @@ class LossScaler:
         """Unscale (unless that was done, say to clip), make a step or skip it, change the scale."""
         found = self.unscale(optimizer.params) if self._found is None else self._found
         self._found = None
-        optimizer.step(skip=found)
-        with no_grad():
+        with Held(), no_grad():
+            changed = optimizer._stepped(found)
             good = where(found, 0.0, self.good + 1.0)
             full = good >= float(self.interval)
             grown = where(full, self.factor * self.growth, self.factor)
             self.factor.assign(where(found, self.factor * self.backoff, grown))
             self.good.assign(where(full, 0.0, good))
-            if mode.trace is None:
-                realize(self.factor, self.good)
+        if mode.trace is None:
+            realize(*changed, self.factor, self.good)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The scale and the number of good steps."""

@@ -15,7 +15,8 @@ import numpy as np
 
 from tilewright.dtypes import DType, f32
 from tilewright.errors import FormatError, ShapeError, TraceError, UnsupportedError
-from tilewright.tensor.core import Tensor, realize
+from tilewright.runtime.interrupts import Held
+from tilewright.tensor.core import Tensor, own, realize
 from tilewright.tensor.creation import asarray, zeros
 from tilewright.tensor.data_types import astype
 from tilewright.tensor.elementwise import where
@@ -169,12 +170,29 @@ class Optimizer:
             p.grad = None
 
     def step(self, skip: Tensor | None = None) -> None:
-        """Change every parameter that has a gradient; computes all in one program.
+        """Change every parameter that has a gradient; computes all in one program, or raises and
+        leaves everything as it was.
 
         ``skip``: a 0-d bool tensor; where it is true nothing changes, the count of steps neither
         (:class:`tilewright.optim.LossScaler` gives it).
         """
-        with no_grad():
+        state = [self.steps, *self.params, *(t for own in self.state for t in own.values())]
+        before = [t.node for t in state]
+        changed = self._stepped(skip)
+        if mode.trace is not None:
+            return
+        try:
+            realize(*changed)
+        except BaseException:  # an id out of range, an interrupt: the step was not made
+            with Held():
+                for t, node in zip(state, before):
+                    own(node, t)
+                    t.node = node
+            raise
+
+    def _stepped(self, skip: Tensor | None) -> list[Tensor]:
+        """Assign every new value; returns what was assigned. An interrupt waits meanwhile."""
+        with Held(), no_grad():
             old_count = +self.steps
             count = old_count + 1.0
             self.steps.assign(_kept(skip, old_count, count))
@@ -188,8 +206,7 @@ class Optimizer:
                     if p.grad is not None:
                         self._change(p, state, step, skip)
                         changed += [p, *state.values()]
-            if mode.trace is None:
-                realize(*changed)
+            return changed
 
     def _change(self, p: Tensor, state: State, step: Step, skip: Tensor | None) -> None:
         assert p.grad is not None

@@ -15,6 +15,7 @@ from tilewright.errors import DTypeError, ShapeError
 from tilewright.graph import Node, const_node, topological
 from tilewright.ops import autodiff, views
 from tilewright.ops import elementwise as ew
+from tilewright.runtime.interrupts import Held
 from tilewright.tensor.core import DERIVED, LEAF, PLAIN, VARIABLE, Tensor, realize
 from tilewright.tensor.modes import mode
 from tilewright.tensor.nodes import own
@@ -74,26 +75,27 @@ def backward(
     for tensor, gradient in zip(reached.values(), found):
         if gradient is not None:
             fresh[tensor] = ew.add(fresh[tensor], gradient) if tensor in fresh else gradient
+    found_grads: dict[Tensor, Tensor] = {}
     for tensor, node in fresh.items():
-        if tensor.grad is not None:
-            node = ew.add(tensor.grad.node, node)
-        tensor.grad = Tensor(node)
+        old = tensor.grad
+        found_grads[tensor] = Tensor(node if old is None else ew.add(old.node, node))
     if mode.trace is None:
-        _realize_gradients(list(fresh), [*outputs, *alive, *mode.take_assigned()])
-    if not retain_graph:
-        for y in outputs:
-            if y._tracks == DERIVED:
-                y._tracks = PLAIN
-                if mode.trace is None:
-                    realize(y)  # forgets the history
+        _realize_gradients(list(found_grads.values()), [*outputs, *alive, *mode.take_assigned()])
+    with Held():  # all of the gradients, or (when something was refused) none
+        for tensor, grad in found_grads.items():
+            tensor.grad = grad
+        if not retain_graph:
+            for y in outputs:
+                if y._tracks == DERIVED:
+                    y._tracks = PLAIN
+                    if mode.trace is None:
+                        realize(y)  # forgets the history
 
 
-def _realize_gradients(leaves: Sequence[Tensor], others: Sequence[Tensor]) -> None:
-    """Compute the gradients of ``leaves`` and ``others`` in one program; sparse ones stay so."""
+def _realize_gradients(grads: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    """Compute ``grads`` and ``others`` in one program; sparse ones stay so."""
     wanted, sparse = list(others), []
-    for tensor in leaves:
-        grad = tensor.grad
-        assert grad is not None
+    for grad in grads:
         parts = sparse_rows(grad.node)
         if parts is None:
             wanted.append(grad)
@@ -103,8 +105,9 @@ def _realize_gradients(leaves: Sequence[Tensor], others: Sequence[Tensor]) -> No
             sparse.append((grad, pair))
     realize(*wanted)
     for grad, (ids, rows) in sparse:
-        grad.node = settled(SparseRows(ids.node, rows.node), grad.shape[0])
-        own(grad.node, grad)
+        node = settled(SparseRows(ids.node, rows.node), grad.shape[0])
+        own(node, grad)
+        grad.node = node
 
 
 def _cotangent(output: Tensor, cotangent: Tensor | None) -> Node:

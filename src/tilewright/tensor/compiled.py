@@ -30,10 +30,11 @@ from tilewright.dtypes import u8
 from tilewright.errors import TraceError
 from tilewright.graph import Node, data_node
 from tilewright.runtime.buffers import Buffer, empty
+from tilewright.runtime.interrupts import Held
 from tilewright.runtime.launch import default_pool, default_target
 from tilewright.runtime.memory import Memory, take
 from tilewright.tensor.core import LEAF, PLAIN, Tensor, own, realize
-from tilewright.tensor.modes import mode, tracing
+from tilewright.tensor.modes import mode
 from tilewright.tensor.tree import leaves, map_tree, replaced
 
 __all__ = ["Compiled", "compile"]
@@ -232,13 +233,17 @@ class _Tracer:
         at: dict[Node, Any] = {t.node: i for t, i in self.stand_ins.items()}
         start = data_node(empty(u8, (1,))).index
         filled, named = replaced((args, kwargs), placed)
-        try:
-            with tracing(self):
+        before = mode.trace
+        with Held(open=True) as held:  # the function may take long; to undo what it did may not
+            try:
+                mode.trace = self
                 result = self.fn(*filled, **named)
-            outputs = [t.node for t in leaves(result)]  # before tensors get their old values back
-            states = self._states(start)
-        finally:
-            grads, cleared = self._restore(start)
+                held.open = False
+                outputs = [t.node for t in leaves(result)]  # before tensors get their old values
+                states = self._states(start)
+            finally:
+                held.open, mode.trace = False, before
+                grads, cleared = self._restore(start)
         made = [weakref.ref(t) for t, (old, _) in self.assigned.items() if old.index >= start]
         self.assigned.clear()
         self.graded.clear()
@@ -428,6 +433,11 @@ class _Entry:
         return all((_held(h, tensors).grad is not None) == had for h, had in assumed)
 
     def run(self, tensors: Sequence[Tensor]) -> Any:
+        """Compute, and give tensors their new values: all of it or, when it raises, nothing."""
+        with Held():
+            return self._run(tensors)
+
+    def _run(self, tensors: Sequence[Tensor]) -> Any:
         for holder, _, in_place in self.states:
             if in_place:
                 _make_own(_held(holder, tensors))
@@ -461,8 +471,8 @@ class _Entry:
         ]
         for holder, node in changed:
             tensor = _held(holder, tensors)
-            tensor.node = node
             own(node, tensor)
+            tensor.node = node
         for (holder, _, _), grad in zip(self.grads, left):
             _held(holder, tensors).grad = grad
         for holder in self.cleared:

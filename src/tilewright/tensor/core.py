@@ -188,10 +188,11 @@ class Tensor(Conversions, Methods):
             )
         if wanted and self._tracks == PLAIN:
             # a node of its own: what was computed from the old one before does not depend on this
-            before, self.node = self.node, fresh(self.node)
+            before, after = self.node, fresh(self.node)
+            own(after, self)
             if before.owner is not None and before.owner() is self:
                 before.owner = None  # or a gradient would arrive at both
-            own(self.node, self)
+            self.node = after
         self._tracks = LEAF if wanted else PLAIN
 
     @property
@@ -271,10 +272,10 @@ class Tensor(Conversions, Methods):
             mode.assigned = [ref for ref in mode.assigned if _is_waiting(ref())]
 
     def _rebind(self, node: Node, tracks: int) -> None:
-        old, self.node, self._tracks = self.node, node, tracks
         own(node, self)
-        if mode.trace is not None:
-            mode.trace.record_assign(self, old, node)
+        if mode.trace is not None:  # before it happens: then it is undone in any case
+            mode.trace.record_assign(self, self.node, node)
+        self.node, self._tracks = node, tracks
 
     def _in_place(self, result: Any) -> Any:
         """What an in-place operator leaves: this tensor with another value."""
@@ -592,5 +593,6 @@ def _settle(tensor: Tensor) -> None:
         node.op, node.inputs, node.attrs = "data", (), {}
         own(node, tensor)
     elif tensor._tracks == PLAIN and node.op != "data":
-        tensor.node = data_node(node.value)
-        own(tensor.node, tensor)
+        plain = data_node(node.value)
+        own(plain, tensor)
+        tensor.node = plain

@@ -2,8 +2,8 @@
 
 Integers, slices, ``None`` and ``...`` make views. Integer tensors gather. Boolean masks decide the
 shape of a result, so their values are read; a mask that is assigned a number through is not.
-An index that is known (its tensor is realised) and out of range raises; one that is not known yet
-reads zero there and writes nothing.
+An index out of range raises :class:`BoundsError`: where it is used if its value is known, else by
+the program that computes it (see :mod:`tilewright.tensor.bounds`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from tilewright.graph import Node, scalar_node
 from tilewright.ops import elementwise as ew
 from tilewright.ops import indexing as ops
 from tilewright.ops import views
+from tilewright.ops.bounds import known_range
+from tilewright.tensor.bounds import checked_ids
 from tilewright.tensor.core import DERIVED, LEAF, Tensor, apply, source, wrap
 from tilewright.tensor.elementwise import check_tensor
 from tilewright.tensor.manipulation import axis_of
@@ -113,7 +115,7 @@ def _parse(x: Tensor, key: tuple[Any, ...]) -> _Key:
             kept.append(axis)
         elif isinstance(k, Tensor):
             places.append(place)
-            arrays.append((len(kept), _ids(k, n, axis, x.shape)))
+            arrays.append((len(kept), _ids(k, n, axis, x.shape, "index")))
             kept.append(axis)
         else:
             if not -n <= k < n:
@@ -191,20 +193,23 @@ def _true_ids(mask: Tensor) -> list[Tensor]:
     return [from_numpy(ids.astype(np.int64), copy=False) for ids in np.nonzero(values)]
 
 
-def _ids(k: Tensor, n: int, axis: int, shape: tuple[int, ...]) -> Tensor:
+def _ids(k: Tensor, n: int, axis: int, shape: tuple[int, ...], what: str) -> Tensor:
     """Ids into an axis of ``n``, none negative."""
     if not k.dtype.is_integer:
         raise BoundsError(f"an index tensor has integers or bool, got {k.dtype}")
-    node = k.node
-    if node.value is not None and mode.trace is None and k.size:
-        values = node.value.numpy()
-        low, high = int(values.min()), int(values.max())
-        if low < -n or high >= n:
-            bad = low if low < -n else high
-            raise BoundsError(f"index {bad} is out of range for axis {axis} of {shape}")
-        if low >= 0:
-            return Tensor(node if node.dtype in (i32, i64) else cast_node(node, i64))
+    node = checked_ids(k, -n, n, what, f"axis {axis} of {shape}").node
+    found = known_range(node)
+    if found is None or found[0] >= 0 or _none_negative(node):
+        return Tensor(node if node.dtype in (i32, i64) else cast_node(node, i64))
     return Tensor(_from_the_front(node, n))
+
+
+def _none_negative(node: Node) -> bool:
+    """Whether the ids are there, and none is below zero."""
+    if node.value is None or mode.trace is not None:
+        return False
+    values = node.value.numpy()
+    return not values.size or int(values.min()) >= 0
 
 
 def _from_the_front(node: Node, n: int) -> Node:
@@ -384,7 +389,7 @@ def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
             raise ShapeError(f"take wants an axis for a tensor of shape {x.shape}")
         axis = 0
     at = axis_of(axis, x.ndim, "take")
-    ids = _ids(check_tensor("take", indices), x.shape[at], at, x.shape)
+    ids = _ids(check_tensor("take", indices), x.shape[at], at, x.shape, "take: index")
     return apply(ops.take, x, ids, axis=at)
 
 
@@ -398,7 +403,7 @@ def take_along_axis(x: Tensor, indices: Tensor, /, *, axis: int = -1) -> Tensor:
         raise ShapeError(
             f"take_along_axis wants as many axes, got {x.shape} and indices {indices.shape}"
         )
-    ids = _ids(indices, x.shape[at], at, x.shape)
+    ids = _ids(indices, x.shape[at], at, x.shape, "take_along_axis: index")
     others = views.broadcast_shapes(
         (*x.shape[:at], 1, *x.shape[at + 1 :]), (*ids.shape[:at], 1, *ids.shape[at + 1 :])
     )
