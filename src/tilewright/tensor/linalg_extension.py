@@ -1,7 +1,7 @@
 """The ``linalg`` extension of the Array API standard 2024.12: ``tilewright.linalg``.
 
-Products, norms, traces and diagonals are graph operations like any other. Decompositions and what
-rests on them (``cholesky`` to ``svdvals``) are LAPACK's, run on the host by NumPy where they are
+Products, norms, traces, diagonals and determinants are graph operations like any other.
+Decompositions and what rests on them (``cholesky`` to ``svdvals`` without ``det``) are LAPACK's, run on the host by NumPy where they are
 called: their arguments are realised, and they have no gradient (which is an error, not a constant).
 """
 
@@ -16,8 +16,8 @@ import numpy as np
 from tilewright.dtypes import f32, f64
 from tilewright.errors import DTypeError, ShapeError, UnsupportedError
 from tilewright.graph import Node
+from tilewright.ops import determinant, views
 from tilewright.ops import elementwise as ew
-from tilewright.ops import views
 from tilewright.tensor import elementwise, reductions
 from tilewright.tensor.core import Tensor, apply
 from tilewright.tensor.creation import from_numpy
@@ -271,7 +271,7 @@ def cholesky(x: Tensor, /, *, upper: bool = False) -> Tensor:
 
 def det(x: Tensor, /) -> Tensor:
     """The determinants of square matrices."""
-    return _tensor(np.linalg.det(_host("det", _square("det", x))))
+    return apply(determinant.det, _square("det", x))
 
 
 def slogdet(x: Tensor, /) -> SlogdetResult:

@@ -6,8 +6,8 @@ from tilewright.dtypes import f32
 from tilewright.graph import Node
 from tilewright.onnx.ops.common import require_same
 from tilewright.onnx.registry import op
+from tilewright.ops import determinant, views
 from tilewright.ops import elementwise as ew
-from tilewright.ops import views
 from tilewright.ops.gemm import bmm
 from tilewright.tensor import linalg
 from tilewright.tensor.core import Tensor, apply
@@ -77,6 +77,12 @@ def gemm_1(
 ) -> Tensor:
     """Before version 7 c broadcast only if ``broadcast`` said so."""
     return gemm(a, b, c, alpha=alpha, beta=beta, transA=transA, transB=transB)
+
+
+@op("Det", since=11)
+def det(x: Tensor) -> Tensor:
+    """The determinants of square matrices."""
+    return apply(determinant.det, x)
 
 
 @op("Einsum", since=12)
