@@ -1,8 +1,9 @@
 """The ``linalg`` extension of the Array API standard 2024.12: ``tilewright.linalg``.
 
 Products, norms, traces, diagonals and determinants are graph operations like any other.
-Decompositions and what rests on them (``cholesky`` to ``svdvals`` without ``det``) are LAPACK's, run on the host by NumPy where they are
-called: their arguments are realised, and they have no gradient (which is an error, not a constant).
+Decompositions and what rests on them (``cholesky`` to ``svdvals`` without ``det``) are LAPACK's,
+run on the host by NumPy where they are called: their arguments are realised, and they have no
+gradient (which is an error, not a constant).
 """
 
 from __future__ import annotations
