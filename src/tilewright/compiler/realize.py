@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from tilewright.compiler.fusion import pending
-from tilewright.compiler.static import Output, StaticProgram, build, scalar_bits
+from tilewright.compiler.numbers import scalar_bits
+from tilewright.compiler.static import Output, StaticProgram, build
 from tilewright.graph import Node
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import default_pool, default_target

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,7 +28,7 @@ from tilewright.compiler.memory import (
 )
 from tilewright.compiler.passes.epilogue import fuse_epilogues
 from tilewright.compiler.walk import Walk
-from tilewright.dtypes import DType, bf16, boolean, f16, f32, f64, from_float32, to_float32
+from tilewright.dtypes import DType, bf16, from_float32, to_float32
 from tilewright.errors import UnsupportedError
 from tilewright.graph import Node, data_node
 from tilewright.ops import table
@@ -37,7 +36,7 @@ from tilewright.ops.calls import KernelCall
 from tilewright.runtime.buffers import ALIGN, Buffer, dense_strides
 from tilewright.runtime.program import Launch, LaunchTable
 
-__all__ = ["Output", "StaticProgram", "build", "scalar_bits"]
+__all__ = ["Output", "StaticProgram", "build"]
 
 _SHIFT: Final = OFFSET_BITS
 _MIDDLE: Final = 1 << (_SHIFT - 1)
@@ -194,7 +193,7 @@ class StaticProgram:
 
         Args:
             addresses: of every leaf, then of every output storage, then of the arena.
-            numbers: the bits of every scalar (:func:`scalar_bits`).
+            numbers: the bits of every scalar (:func:`tilewright.compiler.numbers.scalar_bits`).
         """
         for segment, patches, scalars in zip(self.segments, self._patches, self._numbers):
             if isinstance(segment, _HostCall):
@@ -227,32 +226,6 @@ class StaticProgram:
         results = result if isinstance(result, tuple) else (result,)
         for out, values in zip(call.outs, results):
             real(out).numpy()[...] = from_float32(values) if out.dtype is bf16 else values
-
-
-_F32, _U32, _F64, _I64 = (struct.Struct(code) for code in ("<f", "<I", "<d", "<q"))
-
-
-def scalar_bits(value: bool | int | float, dtype: DType) -> int:
-    """A number as the 64-bit slot of a scalar argument."""
-    if dtype is f32:
-        try:
-            return _U32.unpack(_F32.pack(value))[0]
-        except OverflowError:  # rounds to infinity
-            with np.errstate(over="ignore"):
-                return int(np.float32(value).view(np.uint32))
-    if dtype is f64:
-        return _I64.unpack(_F64.pack(value))[0]
-    if dtype is boolean:
-        return int(bool(value))
-    if dtype is f16:
-        with np.errstate(over="ignore"):
-            return int(np.float16(value).view(np.uint16))
-    if dtype is bf16:
-        return int(from_float32(np.array([value], np.float32))[0])
-    bits = int(value) & ((1 << dtype.bits) - 1)
-    if dtype.kind == "i" and bits >> dtype.bits - 1:
-        bits -= 1 << dtype.bits
-    return bits - (1 << 64) if bits >= 1 << 63 else bits
 
 
 def _pack_arena(storages: list[_Storage]) -> int:

@@ -23,9 +23,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from tilewright.compiler.fusion import pending
+from tilewright.compiler.numbers import scalar_bits
 from tilewright.compiler.realize import located
 from tilewright.compiler.realize import realize as realize_nodes
-from tilewright.compiler.static import StaticProgram, build, scalar_bits
+from tilewright.compiler.static import StaticProgram, build
 from tilewright.dtypes import u8
 from tilewright.errors import TraceError
 from tilewright.graph import Node, data_node
