@@ -7,8 +7,8 @@ import pytest
 from tests.compiler.random_graphs import random_roots
 
 from tilewright.compiler.fusion import partition, pending
-from tilewright.compiler.realize import realize, structure
 from tilewright.compiler.numbers import scalar_bits
+from tilewright.compiler.realize import realize, structure
 from tilewright.compiler.static import build
 from tilewright.dtypes import f32
 from tilewright.graph import Node, data_node, scalar_node

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tilewright.compiler.fusion import pending
+from tilewright.compiler.numbers import scalar_bits
 from tilewright.compiler.passes.inference import for_inference
 from tilewright.compiler.realize import located, structure
 from tilewright.compiler.realize import realize as realize_nodes
-from tilewright.compiler.numbers import scalar_bits
 from tilewright.compiler.static import StaticProgram, build
 from tilewright.graph import Node
 from tilewright.runtime.buffers import Buffer
