@@ -3,6 +3,7 @@
 from tilewright.onnx.ops import (
     activations,
     arithmetic,
+    attention,
     basic,
     casts,
     common,
@@ -32,6 +33,7 @@ from tilewright.onnx.ops import (
 __all__ = [
     "activations",
     "arithmetic",
+    "attention",
     "basic",
     "casts",
     "common",
