@@ -24,23 +24,30 @@ from tilewright.errors import ShapeError
 from tilewright.graph import Node, Shape, shape_of
 from tilewright.lang import Array, Const, program_id, unroll
 from tilewright.ops.calls import KernelCall
+from tilewright.ops.conv_shapes import planes
 from tilewright.ops.table import OpDef, make, register
-from tilewright.ops.views import reshape, sizes_of
+from tilewright.ops.views import reshape_strides, sizes_of
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
 
-__all__ = ["channels_first", "channels_last", "lies_channels_last"]
+__all__ = ["channels_first", "channels_last"]
 
 
 @kernel
 def move_channels(x: Array, y: Array, CW: Const, N: Const):
-    """Words y (B, S, C') from bytes x (B, C, S): four channels a word. Grid (S / N, C' / CW, B)."""
-    at, word, b = program_id(0) * N, program_id(1) * CW, program_id(2)
+    """Words y (B, D, H, W, C') from bytes x (B, C, D, H, W): four channels a word.
+
+    Grid (W / N, C' / CW, B * D * H).
+    """
+    at, word = program_id(0) * N, program_id(1) * CW
+    line = program_id(2)
+    h, plane = line % y.shape[2], line // y.shape[2]
+    d, b = plane % y.shape[1], plane // y.shape[1]
     total = tl.zeros((CW, N), u32)
     for j in unroll(4):
-        part = x[b, 4 * word + j : 4 * word + j + 4 * CW : 4, at : at + N].to(u32) & 255
+        part = x[b, 4 * word + j : 4 * word + j + 4 * CW : 4, d, h, at : at + N].to(u32) & 255
         total = total | (part << (8 * j))
-    y[b, at : at + N, word : word + CW] = total.T
+    y[b, d, h, at : at + N, word : word + CW] = total.T
 
 
 def _last_infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:
@@ -58,12 +65,16 @@ def _last_reference(x: np.ndarray) -> np.ndarray:
 
 def _last_calls(node: Node, inputs: Sequence[Buffer], out: Buffer) -> list[KernelCall]:
     (x,) = inputs
-    size, words = prod(x.shape[2:]), out.shape[-1] // 4
-    y = out.view((out.shape[0], size, words), None, 0, u32)
-    cw = next(n for n in (16, 8, 4, 2, 1) if n <= max(words, 1))
-    n = 16 if cw > 1 else 64
-    grid = (-(-size // n), -(-words // cw), x.shape[0])
-    return [KernelCall(move_channels, grid, (x, y), {"CW": cw, "N": n})]
+    n, c, *size = x.shape
+    words = out.shape[-1] // 4
+    flat = (n, c, 1, 1, prod(size))
+    steps = reshape_strides(x.shape, x.strides, flat)
+    wide = planes(x) if steps is None else x.view(flat, steps)
+    y = out.view((n, *wide.shape[2:], words), None, 0, u32)
+    cw = next(k for k in (16, 8, 4, 2, 1) if k <= max(words, 1))
+    lanes = 16 if cw > 1 else 64
+    grid = (-(-wide.shape[4] // lanes), -(-words // cw), n * wide.shape[2] * wide.shape[3])
+    return [KernelCall(move_channels, grid, (wide, y), {"CW": cw, "N": lanes})]
 
 
 register(OpDef("channels_last", _last_infer, _last_reference, calls=_last_calls))
@@ -73,10 +84,7 @@ def channels_last(x: Node) -> Node:
     """Bytes x (N, C, *size) as (N, *size, C'); what a ``channels_first`` came from, if x is one."""
     if x.op == "channels_first":
         return x.inputs[0]
-    flat = reshape(x, (x.shape[0], x.shape[1], prod(sizes_of(x)[2:])))
-    # the kernel reads lines of positions: their axis is made dense
-    moved = make("channels_last", flat if flat.is_leaf or flat is x else make("copy", flat))
-    return reshape(moved, (x.shape[0], *x.shape[2:], moved.shape[-1]))
+    return make("channels_last", x)
 
 
 def _first_infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:
@@ -105,8 +113,3 @@ register(
 def channels_first(x: Node, channels: int) -> Node:
     """x (N, *size, C') as (N, channels, *size), without a copy."""
     return make("channels_first", x, channels=channels)
-
-
-def lies_channels_last(*xs: Node) -> bool:
-    """Whether all of ``xs`` lie channels last behind a view."""
-    return all(x.op == "channels_first" for x in xs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tilewright.compiler.passes.channels import keep_channels_last
 from tilewright.compiler.passes.layout import blocked_images, fold_scales
 from tilewright.dtypes import DType
 from tilewright.graph import Node
@@ -20,5 +21,6 @@ def for_inference(
         dynamic: whether a leaf changes from run to run.
         compute: bf16: what convolutions round their operands to.
     """
+    roots = keep_channels_last(roots)
     roots = fold_scales(roots, dynamic)
     return blocked_images(roots, dynamic, compute)
