@@ -46,6 +46,7 @@ class Operator:
         host: inputs (by position) whose contents are wanted; -1 stands for all.
         boundary: takes and returns NumPy arrays, between programs.
         raw: may be given what no tensor holds (strings, float8, sequences, None).
+        fold: its result for known inputs is computed while tracing, where it is small.
         inputs: least and largest number of inputs.
         attrs: names of the attributes; required: those without a default.
     """
@@ -57,6 +58,7 @@ class Operator:
     host: frozenset[int]
     boundary: bool
     raw: bool
+    fold: bool
     inputs: tuple[int, int]
     attrs: frozenset[str]
     required: frozenset[str]
@@ -78,6 +80,7 @@ def op(
     host: Sequence[int] = (),
     boundary: bool = False,
     raw: bool = False,
+    fold: bool = True,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as the operator ``name`` of ``domain`` from opset ``since`` on."""
 
@@ -99,7 +102,7 @@ def op(
                 high += 1
                 low += p.default is p.empty
         made = Operator(
-            name, domain, since, function, frozenset(host), boundary, raw or boundary,
+            name, domain, since, function, frozenset(host), boundary, raw or boundary, fold,
             (low, high), frozenset(attrs), frozenset(required), wants_call,
         )  # fmt: skip
         versions = _TABLE.setdefault((domain, name), [])

@@ -308,7 +308,7 @@ class Trace:
             for i, a in enumerate(args)
         ]
         results = _as_tuple(operator.function(*given, **keywords))
-        return tuple(self.folded(r) for r in results) if known else results
+        return tuple(self.folded(r) for r in results) if known and operator.fold else results
 
     def _argument(self, operator: Operator, position: int, value: Any) -> Any:
         if isinstance(value, np.ndarray):

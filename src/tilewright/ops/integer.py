@@ -28,6 +28,7 @@ from tilewright.ops.integer_kernels import (
     depthwise_bytes,
     gemm_bytes,
     gemm_rows,
+    gemm_slab,
     pack_panels,
     panel_sums,
 )
@@ -49,6 +50,7 @@ Attrs = Mapping[str, Any]
 Buffers = Sequence[Buffer]
 RESULTS: Mapping[str, DType] = {"u8": u8, "i8": i8, "i32": i32, "f32": f32}
 _BLOCK_BYTES = 128 * 1024  # of rows that a program multiplies: they stay in the L2 cache
+_SLAB_BYTES = 64 * 1024  # of an input that a program copies
 _MOST_BYTES = 320 * 1024  # of scratch memory
 
 
@@ -217,19 +219,26 @@ def _gemm_infer(inputs: Sequence[Node], attrs: Attrs) -> tuple[Shape, DType]:
     if x.shape[0] != panels.shape[0]:
         raise ShapeError(f"byte_gemm: {x.shape[0]} groups of rows, {panels.shape[0]} of weights")
     _check_outputs("byte_gemm", inputs, attrs, sizes_of(x)[0])
-    return (x.shape[0], x.shape[1], attrs["outputs"]), RESULTS[attrs["mode"]]
+    stored = attrs.get("stored", attrs["outputs"])
+    if stored < attrs["outputs"] or (stored > attrs["outputs"] and x.shape[0] != 1):
+        raise ShapeError(f"byte_gemm: {attrs['outputs']} outputs in {stored} places")
+    return (x.shape[0], x.shape[1], stored), RESULTS[attrs["mode"]]
 
 
 def _gemm_reference(
     x: Any, panels: Any, off: Any, mult: Any, zws: Any, zp: Any, **attrs: Any
 ) -> Any:
     total = _product(_unsigned(x), _unpacked(panels, attrs["outputs"]), off, zws)
-    return finish_reference(total, mult[:, None, :], zp, attrs["mode"])
+    y = finish_reference(total, mult[:, None, :], zp, attrs["mode"])
+    more = attrs.get("stored", attrs["outputs"]) - attrs["outputs"]
+    return np.pad(y, [(0, 0), (0, 0), (0, more)])
 
 
 def _gemm_calls(node: Node, inputs: Buffers, out: Buffer) -> list[KernelCall]:
     x, panels, off, mult, zws, zp = inputs
-    groups, rows, outputs = out.shape
+    groups, rows, _ = out.shape
+    outputs = node.attrs["outputs"]
+    y = out.view((groups, rows, outputs), out.strides)
     sizes, steps = _words(x, "byte_gemm")
     k = x.shape[2]
     mr = min(_rows_at_once(outputs), max(rows, 1))
@@ -253,7 +262,7 @@ def _gemm_calls(node: Node, inputs: Buffers, out: Buffer) -> list[KernelCall]:
         panels,
         *(_per_group(one, groups) for one in (off, mult, zws)),
         _flat(zp),
-        out,
+        y,
         full,
     )
     grid = (blocks, max(-(-full // columns), 1), groups if outputs else 0)
@@ -269,7 +278,8 @@ def byte_gemm(
     """Rows x (G, R, K') times panels: (G, R, outputs) in the dtype ``mode``.
 
     Attrs: ``outputs``; ``mode`` "u8", "i8" (requantised by mult, zero point zp), "i32" or "f32"
-    (scaled by mult); ``asym`` whether weights have zero points zws. off, mult, zws: (G or 1,
+    (scaled by mult); ``stored``, the size of rows in memory if that is not ``outputs`` (one group);
+    ``asym`` whether weights have zero points zws. off, mult, zws: (G or 1,
     outputs).
     """
     return make("byte_gemm", x, panels, off, mult, zws, zp, **attrs)
@@ -354,6 +364,9 @@ def _conv_calls(node: Node, inputs: Buffers, out: Buffer) -> list[KernelCall]:
     k4 = c4 * prod(conv.kernel)
     step = k4 + (16 if k4 % 256 == 0 else 0)
     od, oh, ow = conv.out
+    slab = _slab_calls(node, inputs, out, sizes, steps)
+    if slab is not None:
+        return slab
     budget = min(_BLOCK_BYTES // (4 * step), 128)
     mr = _rows_at_once(outputs)
     if (budget := max(budget, min(mr, _MOST_BYTES // (4 * step) - mr))) < 1:
@@ -377,6 +390,8 @@ def _conv_calls(node: Node, inputs: Buffers, out: Buffer) -> list[KernelCall]:
         (outputs, plane, out.strides[3], 1),
     )
     consts = {
+        "OUT": conv.out,
+        "ACROSS": across,
         "TH": th,
         "TW": tw,
         "MR": min(mr, least),
@@ -392,10 +407,78 @@ def _conv_calls(node: Node, inputs: Buffers, out: Buffer) -> list[KernelCall]:
         "MODE": attrs["mode"],
     }
     vectors = (_per_group(one, groups) for one in (off, mult, zws))
-    numbers = (outputs // LANES, *conv.low, od, across, oh)
+    numbers = (outputs // LANES, *conv.low)
     args = (words, lines, panels, *vectors, _flat(zx), _flat(zp), y, *numbers)
     grid = (out.shape[0] * od, -(-oh // th) * across, groups)
     return [KernelCall(gemm_rows, grid, args, consts)]
+
+
+def _row_tile(width: int, outputs: int) -> int:
+    """How many neighbours of a line of ``width`` share a register tile: little is made twice."""
+    vectors = 4 if outputs >= LANES else -(-outputs // 16)
+    sizes = {1: range(14, 5, -1), 2: range(12, 4, -1), 3: range(8, 3, -1), 4: (7, 6, 5, 4)}[vectors]
+    cost = {m: -(-width // m) * (m + 0.5) for m in sizes if m <= width}
+    return min(cost, key=lambda m: cost[m], default=0)
+
+
+def _slab_calls(
+    node: Node, inputs: Buffers, out: Buffer, sizes: Sequence[int], steps: Sequence[int]
+) -> list[KernelCall] | None:
+    """The convolution by a copy of the lines that a block of results sees; None where these are
+    short or do not fit."""
+    x, panels, off, mult, zws, zp, zx = inputs
+    attrs, conv, groups = node.attrs, _conv_of(node.attrs), node.attrs["groups"]
+    outputs = attrs["outputs"]
+    c4 = sizes[4] // groups
+    od, oh, ow = conv.out
+
+    def seen(n: int, axis: int) -> int:
+        return (n - 1) * conv.strides[axis] + (conv.kernel[axis] - 1) * conv.dilation[axis] + 1
+
+    def nbytes(th: int, tw: int) -> int:
+        return 4 * c4 * conv.kernel[0] * seen(th, 1) * (seen(tw, 2) + 16 * conv.strides[2])
+
+    tw = ow
+    while tw > 16 and (nbytes(1, tw) > _SLAB_BYTES or tw > 256):
+        tw = _even(ow, tw // 2)
+    if nbytes(1, tw) > _MOST_BYTES:
+        return None
+    least = ow - (-(-ow // tw) - 1) * tw
+    mr = min(_row_tile(tw, outputs), least)
+    if mr < 4 and mr < oh:
+        return None
+    th = 1
+    while th < oh and (th + 1) * tw <= 224 and nbytes(th + 1, tw) <= _SLAB_BYTES:
+        th += 1
+    while th > 1 and -(-oh // th) * od * out.shape[0] * groups < 4:
+        th = -(-th // 2)
+    th = _even(oh, th)
+    y = out.view(
+        (groups, out.shape[0], od, oh, ow, outputs),
+        (outputs, *out.strides[:4], 1),
+    )
+    consts = {
+        "ACROSS": -(-ow // tw),
+        "TH": th,
+        "TW": tw,
+        "MR": mr,
+        "LINES": seen(th, 1),
+        "COLUMNS": seen(tw, 2),
+        "C4": c4,
+        "KERNEL": conv.kernel,
+        "STRIDES": conv.strides,
+        "DILATION": conv.dilation,
+        "TAIL": outputs % LANES,
+        "SIGNED": x.dtype is i8,
+        "ASYM": attrs["asym"],
+        "MODE": attrs["mode"],
+    }
+    words = x.view((*sizes[:4], groups, c4), (*steps[:4], c4, 1), 0, u32)
+    vectors = (_per_group(one, groups) for one in (off, mult, zws))
+    numbers = (outputs // LANES, *conv.low)
+    args = (words, panels, *vectors, _flat(zx), _flat(zp), y, *numbers)
+    grid = (out.shape[0] * od, -(-oh // th) * -(-ow // tw), groups)
+    return [KernelCall(gemm_slab, grid, args, consts)]
 
 
 register(OpDef("byte_conv", _conv_infer, _conv_reference, calls=_conv_calls))

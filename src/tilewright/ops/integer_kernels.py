@@ -238,9 +238,8 @@ def gemm_rows(
     low0: i64,
     low1: i64,
     low2: i64,
-    outs: i64,
-    across: i64,
-    heights: i64,
+    OUT: Const,
+    ACROSS: Const,
     TH: Const,
     TW: Const,
     MR: Const,
@@ -260,16 +259,15 @@ def gemm_rows(
     A program makes TH lines of TW positions (TH is one unless TW is the whole line) of all outputs:
     it collects what each position sees, STEP words a row, zero points where padding is, and
     multiplies that. ``lines`` is x as (N, D, H, W * C4) where RUN says that a line's taps are
-    neighbours. Grid (N * OD, tiles, G); ``across`` tiles make a line, ``heights`` is OH, ``outs``
-    OD * OH * OW over OH * OW.
+    neighbours. Grid (N * OD, tiles, G); ACROSS tiles make a line, OUT is (OD, OH, OW).
     """
     g = program_id(2)
     plane = program_id(0)
-    n, od = plane // outs, plane % outs
-    oh0 = program_id(1) // across * TH
-    ow0 = program_id(1) % across * TW
-    width = y.shape[2] // heights
-    tall = tl.minimum(heights - oh0, TH)
+    n, od = plane // OUT[0], plane % OUT[0]
+    oh0 = program_id(1) // ACROSS * TH
+    ow0 = program_id(1) % ACROSS * TW
+    width = OUT[2]
+    tall = tl.minimum(OUT[1] - oh0, TH)
     wide = tl.minimum(width - ow0, TW)
     a = scratch((TH * TW + MR, STEP), u32)
     sums = scratch((TH * TW + MR if ASYM else 1,), i32)
@@ -315,6 +313,145 @@ def gemm_rows(
                 acc = less_rows(acc, sums, zws[g, c : c + TAIL], row, MR)
             out = finish(acc, off[g, c : c + TAIL], mult[g, c : c + TAIL], zero, MODE)
             y[g, plane, base + row : base + row + MR, c : c + TAIL] = out
+
+
+def slab_line(slab, at, x, n, d, h, left, g, COLUMNS, C4, fill, MASK):
+    """``slab[at]``, COLUMNS positions of line (d, h) of x (N, D, H, W, G, C4) from ``left`` on;
+    inline. Positions outside hold ``fill``."""
+    dc = tl.minimum(tl.maximum(d, 0), x.shape[1] - 1)
+    hc = tl.minimum(tl.maximum(h, 0), x.shape[2] - 1)
+    edge = tl.full((C4,), fill, u32)
+    start = tl.minimum(tl.maximum(-left, 0), COLUMNS)
+    stop = tl.maximum(tl.minimum(x.shape[3] - left, COLUMNS), start)
+    if (d == dc) & (h == hc):
+        for w in range(start):
+            slab[at, w, 0:C4] = edge
+        for w in range(start, stop):
+            wc = tl.minimum(tl.maximum(w + left, 0), x.shape[3] - 1)
+            slab[at, w, 0:C4] = x[n, dc, hc, wc, g, 0:C4] ^ MASK
+        for w in range(stop, COLUMNS):
+            slab[at, w, 0:C4] = edge
+    else:
+        for w in range(COLUMNS):
+            slab[at, w, 0:C4] = edge
+
+
+def slab_product(slab, line, at, panels, g, p, MR, L, C4, LINES, KERNEL, STRIDES, DILATION, ASYM):
+    """Sums (MR, L) of MR neighbours with a panel, and (MR, 16) of what they see; inline.
+
+    The first sees ``slab[line, at]`` at its first tap.
+    """
+    acc = zeros((MR, L), i32)
+    rows = zeros((MR, 16), i32)
+    for kd in range(KERNEL[0]):
+        for kh in range(KERNEL[1]):
+            seen = kd * LINES + line + kh * DILATION[1]
+            base = (kd * KERNEL[1] + kh) * (KERNEL[2] * C4)
+            if C4 <= 4:  # few channels: the taps of a line are written out
+                for kw in unroll(KERNEL[2]):
+                    for c in unroll(C4):
+                        first = at + kw * DILATION[2]
+                        words = slab[seen, first : first + MR * STRIDES[2] : STRIDES[2], c]
+                        words = expand_dims(words, 1)
+                        k = base + kw * C4 + c
+                        acc = dot4(acc, words, expand_dims(panels[g, p, k, 0:L], 0))
+                        if ASYM:
+                            rows = dot4(rows, words, tl.full((1, 16), ONES, i32))
+            else:
+                for kw in range(KERNEL[2]):
+                    first = at + kw * DILATION[2]
+                    for c in range(C4):
+                        words = slab[seen, first : first + MR * STRIDES[2] : STRIDES[2], c]
+                        words = expand_dims(words, 1)
+                        k = base + kw * C4 + c
+                        acc = dot4(acc, words, expand_dims(panels[g, p, k, 0:L], 0))
+                        if ASYM:
+                            rows = dot4(rows, words, tl.full((1, 16), ONES, i32))
+    return acc, rows
+
+
+@kernel
+def gemm_slab(
+    x: Array,
+    panels: Array,
+    off: Array,
+    mult: Array,
+    zws: Array,
+    zx: Array,
+    zp: Array,
+    y: Array,
+    full: i64,
+    low0: i64,
+    low1: i64,
+    low2: i64,
+    ACROSS: Const,
+    TH: Const,
+    TW: Const,
+    MR: Const,
+    LINES: Const,
+    COLUMNS: Const,
+    C4: Const,
+    KERNEL: Const,
+    STRIDES: Const,
+    DILATION: Const,
+    TAIL: Const,
+    SIGNED: Const,
+    ASYM: Const,
+    MODE: Const,
+):
+    """A convolution: y (G, N, OD, OH, OW, O) from words x (N, D, H, W, G, C4).
+
+    A program makes TH lines of TW positions of all outputs. It copies what they see, padding
+    included, LINES of COLUMNS positions for each tap of depth, and multiplies that in place: MR
+    neighbours of a line at once. Grid (N * OD, tiles, G); ACROSS tiles make a line. OW is at
+    least MR.
+    """
+    g = program_id(2)
+    n, od = program_id(0) // y.shape[2], program_id(0) % y.shape[2]
+    oh0 = program_id(1) // ACROSS * TH
+    ow0 = program_id(1) % ACROSS * TW
+    tall = tl.minimum(y.shape[3] - oh0, TH)
+    end = tl.minimum(y.shape[4] - ow0, TW)
+    slab = scratch((KERNEL[0] * LINES, COLUMNS + MR * STRIDES[2], C4), u32)
+    MASK = SIGNS if SIGNED else 0
+    fill = (zx[0].to(i32) & 255).to(u32) * ONES ^ MASK
+    used = (tall - 1) * STRIDES[1] + (KERNEL[1] - 1) * DILATION[1] + 1
+    for kd in range(KERNEL[0]):
+        d = od * STRIDES[0] + kd * DILATION[0] - low0
+        for i in range(used):
+            h = oh0 * STRIDES[1] + i - low1
+            left = ow0 * STRIDES[2] - low2
+            slab_line(slab, kd * LINES + i, x, n, d, h, left, g, COLUMNS, C4, fill, MASK)
+    zero = zp[0].to(i32)
+    for p in range(full):
+        c = p * 64
+        for i in range(tall):
+            for t in range(0, end, MR):
+                at = tl.minimum(t, end - MR)
+                acc, rows = slab_product(
+                    slab, i * STRIDES[1], at * STRIDES[2], panels, g, p, MR, 64, C4, LINES, KERNEL,
+                    STRIDES, DILATION, ASYM,
+                )  # fmt: skip
+                if ASYM:
+                    acc = acc - rows[:, 0:1] * expand_dims(zws[g, c : c + 64], 0)
+                out = finish(acc, off[g, c : c + 64], mult[g, c : c + 64], zero, MODE)
+                ow = ow0 + at
+                y[g, n, od, oh0 + i, ow : ow + MR, c : c + 64] = out
+    if TAIL:
+        c = full * 64
+        for i in range(tall):
+            for t in range(0, end, MR):
+                at = tl.minimum(t, end - MR)
+                acc, rows = slab_product(
+                    slab, i * STRIDES[1], at * STRIDES[2], panels, g, full, MR,
+                    (TAIL + 15) // 16 * 16, C4, LINES, KERNEL, STRIDES, DILATION, ASYM,
+                )  # fmt: skip
+                acc = acc[:, 0:TAIL]
+                if ASYM:
+                    acc = acc - rows[:, 0:1] * expand_dims(zws[g, c : c + TAIL], 0)
+                out = finish(acc, off[g, c : c + TAIL], mult[g, c : c + TAIL], zero, MODE)
+                ow = ow0 + at
+                y[g, n, od, oh0 + i, ow : ow + MR, c : c + TAIL] = out
 
 
 # --- depthwise -----------------------------------------------------------------------------------

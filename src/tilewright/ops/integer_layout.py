@@ -50,6 +50,22 @@ def move_channels(x: Array, y: Array, CW: Const, N: Const):
     y[b, d, h, at : at + N, word : word + CW] = total.T
 
 
+@kernel
+def move_few_channels(x: Array, y: Array, N: Const):
+    """Words y (B, D, H, W) from bytes x (B, C, D, H, W) of at most four channels.
+
+    Grid (W / N, B * D * H).
+    """
+    at, line = program_id(0) * N, program_id(1)
+    h, plane = line % y.shape[2], line // y.shape[2]
+    d, b = plane % y.shape[1], plane // y.shape[1]
+    total = tl.zeros((N,), u32)
+    for j in unroll(4):  # beyond the last channel is zero
+        part = x[b, j, d, h, at : at + N].to(u32) & 255
+        total = total | (part << (8 * j))
+    y[b, d, h, at : at + N] = total
+
+
 def _last_infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:
     (x,) = inputs
     if x.dtype not in (u8, i8) or len(x.shape) < 2:
@@ -70,6 +86,10 @@ def _last_calls(node: Node, inputs: Sequence[Buffer], out: Buffer) -> list[Kerne
     flat = (n, c, 1, 1, prod(size))
     steps = reshape_strides(x.shape, x.strides, flat)
     wide = planes(x) if steps is None else x.view(flat, steps)
+    if words == 1:
+        few = out.view((n, *wide.shape[2:]), None, 0, u32)
+        lines = (-(-wide.shape[4] // 256), n * wide.shape[2] * wide.shape[3])
+        return [KernelCall(move_few_channels, lines, (wide, few), {"N": 256})]
     y = out.view((n, *wide.shape[2:], words), None, 0, u32)
     cw = next(k for k in (16, 8, 4, 2, 1) if k <= max(words, 1))
     lanes = 16 if cw > 1 else 64

@@ -168,9 +168,10 @@ def dense(x: Node) -> Node:
         good = not steps or (steps[-1] == 1 and not any(s % 4 for s in steps[:-1]))
         return x if good else make("copy", x)
     source = x
-    while source.op == "reshape":
+    while source.op == "reshape" and source.value is None:
         source = source.inputs[0]
-    is_view = source.value is None and not source.is_leaf and get(source.op).view is not None
+    is_view = source.op != "part" and not source.is_leaf and get(source.op).view is not None
+    is_view = is_view and source.value is None
     return make("copy", x) if is_view or source.is_leaf else x
 
 
@@ -363,21 +364,18 @@ def _general(
     kernel, strides, dilation, low, out = sizes
     n, *size, wide = sizes_of(x)
     zero, mode = result.zero(), result.mode
-    plain = groups == 1 and prod(kernel) == 1 and prod(strides) == 1 and not any(low)
-    if plain and list(out) == size and (outs % 4 == 0 or mode in ("i32", "f32")):
+    if groups == prod(kernel) == prod(strides) == 1 and not any(low) and list(out) == size:
+        stored = outs if mode in ("i32", "f32") else 4 * integer.words_of(outs)
         rows = reshape(x, (1, n * prod(size), wide))
         made = integer.byte_gemm(
-            rows, panels, off, mult, zws, zero, outputs=outs, mode=mode, asym=asym
+            rows, panels, off, mult, zws, zero, outputs=outs, stored=stored, mode=mode, asym=asym
         )
-        return reshape(made, (n, *out, outs))
-    many = prod(out) * n  # one line of positions, when the kernel is a point
-    line = plain and list(out) == size
+        return reshape(made, (n, *out, stored))
     made = integer.byte_conv(
-        reshape(x, (n, *_three(size, 1), wide) if not line else (1, 1, 1, many, wide)),
-        panels, off, mult, zws, zero, zx,
+        reshape(x, (n, *_three(size, 1), wide)), panels, off, mult, zws, zero, zx,
         outputs=outs, groups=groups, mode=mode, asym=asym,
         kernel=_three(kernel, 1), strides=_three(strides, 1), dilation=_three(dilation, 1),
-        low=_three(low, 0), out=_three(out, 1) if not line else (1, 1, many),
+        low=_three(low, 0), out=_three(out, 1),
     )  # fmt: skip
     return reshape(made, (n, *out, made.shape[-1]))
 

@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tilewright.compiler.fusion import is_elementwise, pending
+from tilewright.compiler.fusion import REDUCTIONS, is_elementwise, pending, reduced_axes
 from tilewright.dtypes import DType, i8, u8
 from tilewright.graph import Node
 from tilewright.ops.constants import constant, values
 from tilewright.ops.integer_layout import channels_first
 from tilewright.ops.integer_moves import affine_fit, byte_join, byte_max_pool
 from tilewright.ops.table import make
+from tilewright.ops.views import slice_
 
 __all__ = ["keep_channels_last"]
 
@@ -95,6 +96,10 @@ class _Pass:
             return None if found is None else self._inner(found)
         if node.op == "part":
             return self._pooled(node, inputs[0])
+        if node.op == "slice":
+            return self._taken(node, inputs[0])
+        if node.op in REDUCTIONS:
+            return self._reduced(node, inputs[0])
         if is_elementwise(node) and node.op != "broadcast":
             return self._inside(node, inputs)
         return None
@@ -112,6 +117,32 @@ class _Pass:
         below = tuple(i.inputs[0] if i.op == "channels_first" else i for i in inputs)
         made = Node(node.op, below, inner, node.dtype, node.attrs, node.name)
         return channels_first(made, views[0].attrs["channels"])
+
+    def _taken(self, node: Node, x: Node) -> Node | None:
+        """A slice of channels of what is not one array yet, as an array."""
+        found = self.planes.get(x)
+        if found is None or x.op == "channels_first":
+            return None
+        cut = _sliced(found, node, x)
+        inner = None if cut is None else self._inner(cut)
+        count = node.shape[1]
+        assert isinstance(count, int)
+        return None if inner is None else channels_first(inner, count)
+
+    def _reduced(self, node: Node, x: Node) -> Node | None:
+        """A reduction over whole planes."""
+        if x.op != "channels_first" or reduced_axes(node) != tuple(range(2, len(x.shape))):
+            return None
+        inner, channels = x.inputs[0], x.attrs["channels"]
+        rank = len(x.shape)
+        attrs = dict(node.attrs)
+        if "axes" not in attrs:
+            return None
+        attrs["axes"] = tuple(range(1, rank - 1))
+        made = make(node.op, inner, **attrs)
+        if attrs.get("keepdims", False):
+            return channels_first(made, channels)
+        return slice_(made, (0, 0), (made.shape[0], channels))
 
     def _pooled(self, node: Node, pool: Node) -> Node | None:
         if pool.op != "max_pool" or self.parts_used[node.inputs[0]] != {0}:
@@ -164,7 +195,7 @@ class _Pass:
         if node.op == "copy":
             return first
         if node.op == "slice":
-            return _sliced(first, node)
+            return _sliced(first, node, node.inputs[0])
         if node.op == "quantize":
             return _requantised(first, node)
         return None
@@ -235,8 +266,8 @@ def _two(numbers: Sequence[int], missing: int) -> tuple[int, ...]:
     return (missing,) * (2 - len(numbers)) + tuple(int(n) for n in numbers)
 
 
-def _sliced(planes: _Planes, node: Node) -> _Planes | None:
-    starts, steps, x = node.attrs["starts"], node.attrs["steps"], node.inputs[0]
+def _sliced(planes: _Planes, node: Node, x: Node) -> _Planes | None:
+    starts, steps = node.attrs["starts"], node.attrs["steps"]
     others = [a for a in range(len(x.shape)) if a != 1]
     if any(x.shape[a] != node.shape[a] for a in others) or steps[1] != 1:
         return None
