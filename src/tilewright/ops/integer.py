@@ -558,6 +558,7 @@ def _depthwise_calls(node: Node, inputs: Buffers, out: Buffer) -> list[KernelCal
         "CB": lanes,
         "T": t,
         "WIDTH": width,
+        "LOW": tuple(attrs["low"]),
         "KERNEL": attrs["kernel"],
         "STRIDES": attrs["strides"],
         "DILATION": attrs["dilation"],
@@ -565,7 +566,7 @@ def _depthwise_calls(node: Node, inputs: Buffers, out: Buffer) -> list[KernelCal
         "ASYM": attrs["asym"],
         "MODE": attrs["mode"],
     }
-    args = (x, words, off, mult, zws, _flat(zx), _flat(zp), out, *attrs["low"])
+    args = (x, words, off, mult, zws, _flat(zx), _flat(zp), out)
     grid = (x.shape[0] * oh, -(-c // lanes))
     return [KernelCall(depthwise_bytes, grid, args, consts)]
 

@@ -467,11 +467,10 @@ def depthwise_bytes(
     zx: Array,
     zp: Array,
     y: Array,
-    low1: i64,
-    low2: i64,
     CB: Const,
     T: Const,
     WIDTH: Const,
+    LOW: Const,
     KERNEL: Const,
     STRIDES: Const,
     DILATION: Const,
@@ -486,6 +485,7 @@ def depthwise_bytes(
     WIDTH: columns that a line sees, padding included. OW is at least T.
     """
     KH, KW = KERNEL
+    low1, low2 = LOW
     HW = (KH + 3) // 4
     n, oh = program_id(0) // y.shape[1], program_id(0) % y.shape[1]
     c = program_id(1) * CB
@@ -499,12 +499,12 @@ def depthwise_bytes(
     for q in unroll(HW):
         taps = min(KH - 4 * q, 4)
         inside = (h0 >= 0) & (h0 + last < x.shape[1])
-        for w in range(low2):
+        for w in range(max(low2, 0)):
             seen[q, w, 0:CB] = edge
-        for w in range(x.shape[2] + low2, WIDTH):
+        for w in range(tl.maximum(x.shape[2] + low2, 0), WIDTH):
             seen[q, w, 0:CB] = edge
         if inside:
-            for w in range(tl.maximum(-low2, 0), right):
+            for w in range(max(-low2, 0), right):
                 word = zeros((CB,), u32)
                 for t in unroll(taps):
                     h = tl.minimum(tl.maximum(h0 + (4 * q + t) * DILATION[0], 0), x.shape[1] - 1)
@@ -512,7 +512,7 @@ def depthwise_bytes(
                     word = word | (part << (8 * t))
                 seen[q, w + low2, 0:CB] = word ^ MASK
         else:
-            for w in range(tl.maximum(-low2, 0), right):
+            for w in range(max(-low2, 0), right):
                 word = zeros((CB,), u32)
                 for t in unroll(taps):
                     h = h0 + (4 * q + t) * DILATION[0]
