@@ -13,7 +13,8 @@ from tilewright.formats.onnx import Model, NodeDef
 from tilewright.graph import Node
 from tilewright.onnx.quick import Run, quick_run
 from tilewright.onnx.segment import Arena, Segment
-from tilewright.onnx.trace import Done, Step, Trace, contents_key, results_key
+from tilewright.onnx.steps import Done, Step, contents_key, results_key
+from tilewright.onnx.trace import Trace
 from tilewright.onnx.values import array_of_buffer, buffer_of, leaf
 from tilewright.runtime.buffers import Buffer, from_array
 from tilewright.runtime.launch import default_target

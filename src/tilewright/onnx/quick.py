@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.dtypes import bf16
-from tilewright.onnx.trace import Number, Step
+from tilewright.onnx.steps import Number, Step
 from tilewright.runtime.buffers import Buffer, address_of, dense_strides
 
 __all__ = ["quick_run"]

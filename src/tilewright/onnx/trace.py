@@ -16,10 +16,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -32,11 +29,18 @@ from tilewright.formats.onnx.model import Ref
 from tilewright.graph import Node
 from tilewright.graph.dims import upper_bound
 from tilewright.onnx.registry import Call, Operator, find
-from tilewright.onnx.segment import Segment
+from tilewright.onnx.steps import (
+    Done,
+    Step,
+    contents_key,
+    flat,
+    leaves_of,
+    numbered,
+    results_key,
+)
 from tilewright.onnx.values import (
     BFLOAT16,
     array_of_buffer,
-    buffer_of,
     describe,
     is_tensor_dtype,
     leaf,
@@ -49,100 +53,10 @@ from tilewright.tensor.modes import no_grad
 if TYPE_CHECKING:
     from tilewright.onnx.plan import Plan
 
-__all__ = ["Done", "Number", "Step", "Trace"]
-
-Done = dict["Step", tuple[list[Buffer], list[Any]]]
-"""What a run has computed: by step the tensors that are alive after it, and the host's results."""
+__all__ = ["Trace", "check_call"]
 
 _SMALL: Final = 1 << 14  # constants of up to so many elements are computed on the spot
-_CHILDREN: Final = 256
 _DEPTH: Final = 100
-
-
-@dataclass(eq=False)
-class Step:
-    """A segment, and what the host does after it.
-
-    Attributes:
-        segment: computes tensors from those of the step before; None when there are none.
-        carried: for each tensor that is alive after the segment the number of the segment's result,
-            or ``~i`` for tensor ``i`` of the step before.
-        kept: of a ``"call"`` step the alive tensors that are there after it, before its results.
-        wanted: of a ``"contents"`` step the alive tensors whose contents decide what comes next; of
-            a ``"call"`` step its arguments, tensors as numbers and arrays.
-        function: of a ``"call"`` step.
-        children: what came next.
-        outputs: of an ``"end"`` step: numbers of alive tensors, known arrays, lists of those.
-    """
-
-    kind: str = ""
-    segment: Segment | None = None
-    carried: tuple[int, ...] = ()
-    kept: tuple[int, ...] = ()
-    wanted: tuple[Any, ...] = ()
-    function: Callable[..., Any] | None = None
-    children: OrderedDict[Any, Step] = field(default_factory=OrderedDict)
-    outputs: Any = None
-
-    def alive(self, before: Sequence[Buffer], results: Sequence[Buffer]) -> list[Buffer]:
-        """The tensors after the segment."""
-        return [results[i] if i >= 0 else before[~i] for i in self.carried]
-
-    def compute(self, before: Sequence[Buffer], done: Done) -> list[Buffer]:
-        """Run the segment, unless that was done in this run; returns the tensors after it."""
-        found = done.get(self)
-        if found is None:
-            results = [] if self.segment is None else self.segment.run(before)
-            found = done[self] = self.alive(before, results), []
-        return found[0]
-
-    def on_host(self, alive: Sequence[Buffer], done: Done) -> list[Any]:
-        """What the function of a ``"call"`` step returns, arrays as buffers."""
-        results = done[self][1]
-        if not results:
-            assert self.function is not None
-            results += place_results(self.function(*(bound(a, alive) for a in self.wanted)))
-        return results
-
-    def after_call(self, alive: Sequence[Buffer], placed: Sequence[Any]) -> list[Buffer]:
-        """The tensors after a ``"call"`` step."""
-        return [alive[i] for i in self.kept] + flat_buffers(placed)
-
-    def results(self, alive: Sequence[Buffer]) -> list[Any]:
-        """The outputs of an ``"end"`` step, in memory that is nobody else's."""
-        return [self._own(o, alive) for o in self.outputs]
-
-    def _own(self, value: Any, alive: Sequence[Buffer]) -> Any:
-        if isinstance(value, list):
-            return [self._own(v, alive) for v in value]
-        if type(value) is not Number:
-            return value.copy() if isinstance(value, np.ndarray) else value
-        array = array_of_buffer(alive[value])
-        alone = self.carried[value] in self.fresh and array.flags.c_contiguous
-        return array if alone else np.array(array, order="C")
-
-    @cached_property
-    def fresh(self) -> frozenset[int]:
-        """The segment's results that lie in memory of their own."""
-        if self.segment is None:
-            return frozenset()
-        first = len(self.segment.template)
-        places = [self.segment.program.outputs[i].place for i in self.segment.places]
-        return frozenset(i for i, p in enumerate(places) if p >= first and places.count(p) == 1)
-
-    def child(self, key: Any) -> Step | None:
-        """What came next when the host learnt ``key``."""
-        found = self.children.get(key)
-        if found is not None:
-            self.children.move_to_end(key)
-        return found
-
-    def add(self, key: Any) -> Step:
-        """A new child; the one that was not used for longest goes when there are many."""
-        made = self.children[key] = Step()
-        if len(self.children) > _CHILDREN:
-            self.children.popitem(last=False)
-        return made
 
 
 class _Scope:
@@ -189,7 +103,7 @@ class Trace:
         self.bindings: list[dict[str, Any]] = []  # attributes of the functions being expanded
         self.depth = 0
         self.inputs = [self._input(v) for v in inputs]
-        self._begin([t for t in _flat(self.inputs) if isinstance(t, Tensor)])
+        self._begin([t for t in flat(self.inputs) if isinstance(t, Tensor)])
         self.run_number: Tensor | None = self.inputs.pop() if plan.draws else None
         self.drawn = 0  # how many operators have asked for random numbers
 
@@ -255,7 +169,7 @@ class Trace:
 
     def keep(self, value: Any) -> Any:
         """Remember a tensor, so that a cut computes it while somebody holds it."""
-        for one in _flat(value):
+        for one in flat(value):
             if isinstance(one, Tensor):
                 self.made.append(weakref.ref(one))
         return value
@@ -437,21 +351,21 @@ class Trace:
     ) -> Sequence[Any]:
         """An operator between programs."""
         found = [self._folded_fully(a) for a in args]
-        tensors = [t for t in _flat(found) if isinstance(t, Tensor)]
+        tensors = [t for t in flat(found) if isinstance(t, Tensor)]
         if not tensors:
             return _as_tuple(operator.function(*found, **keywords))
         self._cut(tensors)
         if not self.step.kind:
             self.step.kind = "call"
-            self.step.wanted = tuple(_numbered(a, self.dynamic) for a in found)
+            self.step.wanted = tuple(numbered(a, self.dynamic) for a in found)
             self.step.function = lambda *a: _as_tuple(operator.function(*a, **keywords))
             self.step.kept = tuple(range(len(self.buffers)))
         placed = self.step.on_host(self.buffers, self.done)
         alive = [ref() for ref in self.leaves]
         self.buffers = self.step.after_call(self.buffers, placed)
         self._descend(results_key(placed))
-        made = [_leaves_of(value) for value in placed]
-        alive += [t for t in _flat(made) if isinstance(t, Tensor)]
+        made = [leaves_of(value) for value in placed]
+        alive += [t for t in flat(made) if isinstance(t, Tensor)]
         self._begin([t for t in alive if t is not None])
         return made
 
@@ -482,12 +396,12 @@ class Trace:
         self._begin(tensors)
 
     def _end(self, results: list[Any]) -> Any:
-        lazy = [t for t in _flat(results) if isinstance(t, Tensor)]
+        lazy = [t for t in flat(results) if isinstance(t, Tensor)]
         varying = [t for t in lazy if not self.is_constant(t.node)]
         self._cut(varying)
         if not self.step.kind:
             self.step.kind = "end"
-            self.step.outputs = [_numbered(self._fixed(r), self.dynamic) for r in results]
+            self.step.outputs = [numbered(self._fixed(r), self.dynamic) for r in results]
         return self.step.results(self.buffers)
 
     def _fixed(self, value: Any) -> Any:
@@ -514,72 +428,8 @@ def check_call(operator: Operator, node: NodeDef, attrs: dict[str, Any]) -> None
         raise FormatError(f"takes {wants} inputs, got {len(node.inputs)}")
 
 
-def contents_key(arrays: Sequence[np.ndarray]) -> Any:
-    """What tells apart the contents of arrays."""
-    return tuple(
-        (a.dtype.str, a.shape, tuple(a.reshape(-1)) if a.dtype == object else a.tobytes())
-        for a in arrays
-    )
-
-
-def place_results(results: Sequence[Any]) -> list[Any]:
-    """What an operator on the host returned; numeric arrays as buffers."""
-    return [_placed(r) for r in results]
-
-
-def _placed(value: Any) -> Any:
-    if isinstance(value, np.ndarray) and is_tensor_dtype(value.dtype):
-        return buffer_of(value, copy=True)
-    return [_placed(v) for v in value] if isinstance(value, list) else value
-
-
-def results_key(placed: Any) -> Any:
-    """What tells apart results of an operator on the host: sizes, and contents of what is known."""
-    if isinstance(placed, Buffer):
-        return placed.dtype, placed.shape
-    if isinstance(placed, list):
-        return tuple(results_key(v) for v in placed)
-    if isinstance(placed, np.ndarray):
-        return contents_key([placed])
-    return repr(placed)
-
-
-def _leaves_of(placed: Any) -> Any:
-    if isinstance(placed, Buffer):
-        return leaf(placed)
-    return [_leaves_of(v) for v in placed] if isinstance(placed, list) else placed
-
-
-def flat_buffers(placed: Any) -> list[Buffer]:
-    """Every buffer in a nest of lists."""
-    return [b for b in _flat(placed) if isinstance(b, Buffer)]
-
-
-class Number(int):
-    """The number of an alive tensor, in a place where other things may stand too."""
-
-
-def _numbered(value: Any, numbers: dict[Node, int]) -> Any:
-    if isinstance(value, Tensor):
-        return Number(numbers[value.node])
-    return [_numbered(v, numbers) for v in value] if isinstance(value, list) else value
-
-
-def bound(value: Any, buffers: Sequence[Buffer]) -> Any:
-    """A step's argument or output, as arrays."""
-    if type(value) is Number:
-        return array_of_buffer(buffers[value])
-    return [bound(v, buffers) for v in value] if isinstance(value, list) else value
-
-
-def _flat(value: Any) -> list[Any]:
-    if isinstance(value, (list, tuple)):
-        return [one for v in value for one in _flat(v)]
-    return [value]
-
-
 def _has_tensor(value: Any) -> bool:
-    return any(isinstance(v, Tensor) for v in _flat(value))
+    return any(isinstance(v, Tensor) for v in flat(value))
 
 
 def _as_tuple(results: Any) -> Sequence[Any]:
