@@ -19,7 +19,7 @@ from tilewright.ops.gemm_calls import Plan, is_small, plan_product, product_call
 from tilewright.ops.table import OpDef, make, register
 from tilewright.ops.views import permute, sum_to
 
-__all__ = ["bmm"]
+__all__ = ["absorbed", "bmm", "product_reference"]
 
 
 def bmm(
@@ -86,7 +86,7 @@ def _inferred(
     return (*batch, a[-2], b[-1]), dtype
 
 
-def _reference(
+def product_reference(
     a: np.ndarray,
     b: np.ndarray,
     *extras: np.ndarray,
@@ -94,9 +94,10 @@ def _reference(
     compute: DType | None = None,
     epilogue: Epilogue | None = None,
 ) -> np.ndarray:
-    """In float64 (integers in their own dtype), to be rounded once by the caller."""
+    """``bmm`` in float64 (integers in their own dtype), to be rounded once by the caller."""
     if epilogue is not None:
-        return epilogue.evaluate(_reference(a, b, out_dtype=out_dtype, compute=compute), *extras)
+        product = product_reference(a, b, out_dtype=out_dtype, compute=compute)
+        return epilogue.evaluate(product, *extras)
     if compute is bf16:
         a, b = (_rounded(x) for x in (a, b))
     if a.dtype.kind == "f":
@@ -199,7 +200,13 @@ def _transposed(x: Node) -> Node:
 
 
 def _absorb(node: Node, operand: Node, shape: Shape) -> tuple[str, Shape] | None:
-    """Operands that are of the product's shape, or constant along rows, columns or both."""
+    small = is_small(*_sizes(node), [x.dtype for x in node.inputs[:2]])
+    return None if small or _is_turned(node) else absorbed(node, operand, shape)
+
+
+def absorbed(node: Node, operand: Node, shape: Shape) -> tuple[str, Shape] | None:
+    """``absorb`` of products: operands that are of the result's shape, or constant along rows,
+    columns or both (kinds ``full``, ``row``, ``column``, ``number``)."""
     rank = len(node.shape)
     own = (1,) * (len(shape) - len(operand.shape)) + tuple(operand.shape)
     if shape != node.shape:
@@ -212,8 +219,6 @@ def _absorb(node: Node, operand: Node, shape: Shape) -> tuple[str, Shape] | None
         else:
             own = (*(1,) * (rank - 1), own[-1])
     m, n = own[-2:]
-    if _is_turned(node) or is_small(*_sizes(node), [x.dtype for x in node.inputs[:2]]):
-        return None
     return ("number" if n == 1 else "row") if m == 1 else ("column" if n == 1 else "full"), own
 
 
@@ -221,7 +226,7 @@ register(
     OpDef(
         "bmm",
         _infer,
-        _reference,
+        product_reference,
         calls=_calls,
         workspace=_workspace,
         gradient=_gradient,

@@ -22,14 +22,28 @@ from tilewright.ops.gemm_kernels import (
     ROWS,
     gemm_blocked,
     gemm_direct,
+    gemm_panels,
     gemm_small,
     no_epilogue,
     pack_panels,
+    row_words,
 )
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import default_pool
 
-__all__ = ["Plan", "is_small", "plan_product", "product_calls", "split_batches", "workspace_of"]
+__all__ = [
+    "WINDOWS",
+    "Plan",
+    "as_words",
+    "is_small",
+    "pack_call",
+    "packed_calls",
+    "panel_plan",
+    "plan_product",
+    "product_calls",
+    "split_batches",
+    "workspace_of",
+]
 
 _MOST_PANELS = 1 << 15  # per program: the kernel takes a u16
 _COPY = 8  # copying an element costs as much as so many multiply-adds
@@ -37,11 +51,13 @@ _SMALL = 64**3  # multiply-adds, per matrix, that are worth neither packing nor 
 _GATHERED = 8  # ...so many times less where b's rows are not in one piece...
 _RARE = 4  # ...so many times more in dtypes that are met rarely
 _WORTH = 1 << 18  # multiply-adds that are worth handing to another thread
-_FEW_ROWS = 16  # rows over which packing b would not pay
+_FEW_ROWS = 16
+_MOST_PANEL_ROWS = 256  # rows of a that a program multiplies with a packed panel
+_PROGRAMS = 4  # that a launch should have per thread, where rows can be split
 _PACK_FIRST_ROWS = 512  # rows from which b is packed once for all of them...
 _PACK_FIRST_BYTES = 8 << 20  # ...if it then stays in the last cache; twice the rows: anyway
 # The tile stands at row i, column j of the product number o, p.
-_WINDOWS = {
+WINDOWS = {
     "full": "extras[{0}][o, p, i : i + acc.shape[0], j : j + acc.shape[1]]",
     "row": "extras[{0}][o, p, 0, j : j + acc.shape[1]]",
     "column": "extras[{0}][o, p, i : i + acc.shape[0], 0:1]",
@@ -87,15 +103,19 @@ class Plan:
 
 
 def plan_product(
-    m: int, k: int, n: int, batch: int, dtypes: tuple[DType, DType, DType], compute: DType | None
+    m: int,
+    k: int,
+    n: int,
+    batch: int,
+    dtypes: tuple[DType, DType, DType],
+    compute: DType | None,
+    panel: int = 0,
 ) -> Plan:
-    """The plan for ``batch`` products; ``dtypes`` of a, b and y."""
+    """The plan for ``batch`` products; ``dtypes`` of a, b and y; ``panel``: columns, if given."""
     accumulate = accumulator(dtypes[0])
     pairs = compute is bf16 or dtypes[0] is dtypes[1] is bf16
     word = u32 if pairs else accumulate
-    panel = PANEL if accumulate.bits == 32 else PANEL // 2
-    if n < 3 * panel and 0 < n % panel <= panel // 2:
-        panel //= 2  # fewer columns in vain outweigh more reads per multiply-add
+    panel = panel or _panel(n, accumulate)
     words = -(-k // 2) if pairs else k
     chunk, chunks = _cut(max(words, 1))
     packed_bytes = chunk * chunks * n * word.nbytes
@@ -108,6 +128,19 @@ def plan_product(
         m, k, n, accumulate, word, rows, min(ROWS, rows), chunk, chunks, panel, panels,
         pack_first, chunks > 1 and dtypes[2] is not accumulate and not small, small,
     )  # fmt: skip
+
+
+def _panel(n: int, accumulate: DType) -> int:
+    """Columns of a panel for ``n`` columns."""
+    panel = PANEL if accumulate.bits == 32 else PANEL // 2
+    if n < 3 * panel and 0 < n % panel <= panel // 2:
+        panel //= 2  # fewer columns in vain outweigh more reads per multiply-add
+    return panel
+
+
+def panel_plan(k: int, n: int, dtypes: tuple[DType, DType], compute: DType | None) -> Plan:
+    """What a packed b (k, n) looks like for any number of rows; ``dtypes`` of a and b."""
+    return plan_product(1, k, n, 1, (*dtypes, f32), compute)
 
 
 def _blocks(m: int, n: int, batch: int, most: int, panel: int) -> tuple[int, int]:
@@ -212,7 +245,7 @@ def product_calls(
     calls: list[KernelCall] = []
     finish = no_epilogue
     if epilogue is not None:
-        finish = epilogue.function("acc, o, p, i, j, extras", _WINDOWS)
+        finish = epilogue.function("acc, o, p, i, j, extras", WINDOWS)
     for one, two, *more, between, out in split_batches(a, b, *extras, sums, y):
         rest = tuple(more)
         if _takes_small(plan, two, out):
@@ -302,34 +335,122 @@ def _blocked_calls(
     epilogue: Callable[..., Any],
     extras: tuple[Buffer, ...],
 ) -> list[KernelCall]:
-    a, a_turned = _unit_stride_last(a)
+    if packed is not None:
+        first = pack_call(plan, b, packed)
+        return [first, *packed_calls(plan, a, packed, y, sums, epilogue, extras)]
     b, b_turned = _unit_stride_last(b)
     # The axis that pairs run along is the last one of a, and of b when it is turned.
-    a = a if a_turned else _as_words(plan, a)
-    b = _as_words(plan, b) if b_turned else b
-    words = {"NR": plan.panel, "WORD": plan.word}
-    calls: list[KernelCall] = []
+    b = as_words(plan, b) if b_turned else b
+    return [_block_call(plan, a, b, b_turned, False, y, sums, epilogue, extras)]
+
+
+def _as_panels(plan: Plan, packed: Buffer) -> Buffer:
+    """Packed memory as (chunks, panels, words, columns).
+
+    A panel's chunks lie one after the other. The kernel sees MOST_WORDS words of each: the first
+    ones of the next, or room behind the last.
+    """
+    one = plan.chunk * plan.panel
+    shape = (plan.chunks, plan.all_panels, MOST_WORDS, plan.panel)
+    return packed.view(shape, (one, plan.chunks * one, plan.panel, 1)).fix(2)
+
+
+def pack_call(plan: Plan, b: Buffer, packed: Buffer) -> KernelCall:
+    """Pack b (.., k, n) into memory of (panels * chunks * chunk + MOST_WORDS, panel) words."""
+    b = b.view((1, 1, *b.shape[-2:]), (0, 0, *b.strides[-2:]))
+    b, turned = _unit_stride_last(b)
+    b = as_words(plan, b) if turned else b
+    pairs = plan.word is u32 and b.dtype is not u32
+    consts = {"NR": plan.panel, "WORD": plan.word, "PAIRS": pairs, "BT": turned}
+    grid = (plan.all_panels, plan.chunks)
+    return KernelCall(pack_panels, grid, (b, _as_panels(plan, packed), plan.chunk), consts)
+
+
+def packed_calls(
+    plan: Plan,
+    a: Buffer,
+    packed: Buffer,
+    y: Buffer,
+    sums: Buffer,
+    epilogue: Callable[..., Any],
+    extras: tuple[Buffer, ...],
+    rows: Buffer | None = None,
+) -> list[KernelCall]:
+    """``y = epilogue(a @ b)`` with what :func:`pack_call` made of b; two batch axes.
+
+    Rows of a that are what is multiplied are read where they are, which needs no sums in memory
+    either: they stay in the L2 cache while panels come by. Others are copied: whole, as words, if
+    there are ``rows`` (b0, b1, m, words) for it and a's rows are in one piece, or block by block.
+    """
+    words = as_words(plan, a)
+    if words.strides[-1] == 1 or plan.k == 1:
+        calls: list[KernelCall] = []
+        if words.dtype is not plan.word:
+            if rows is None:
+                b = _as_panels(plan, packed)
+                return [_block_call(plan, a, b, False, True, y, sums, epilogue, extras)]
+            consts = {"WORD": plan.word, "PAIRS": plan.word is u32, "FILL": _fill(plan, words)}
+            grid = (plan.m, y.shape[0] * y.shape[1])
+            calls.append(KernelCall(row_words, grid, (words, rows), consts))
+            words = rows
+        return [*calls, _panel_call(plan, words, packed, y, epilogue, extras)]
+    b = _as_panels(plan, packed)
+    return [_block_call(plan, a, b, False, True, y, sums, epilogue, extras)]
+
+
+def _panel_call(
+    plan: Plan,
+    a: Buffer,
+    packed: Buffer,
+    y: Buffer,
+    epilogue: Callable[..., Any],
+    extras: tuple[Buffer, ...],
+) -> KernelCall:
+    words = plan.chunks * plan.chunk
+    shape = (plan.all_panels, words, plan.panel)
+    panels = packed.view(shape, (words * plan.panel, plan.panel, 1))
+    m, batch = plan.m, y.shape[0] * y.shape[1]
+    wanted = -(-_PROGRAMS * default_pool().threads // (plan.all_panels * batch))
+    blocks = max(-(-m // _MOST_PANEL_ROWS), min(wanted, m // (2 * ROWS)))
+    rows = _round_up(-(-m // blocks), ROWS)
+    consts = {
+        "MT": -(-m // -(-m // ROWS)) if m <= 4 * ROWS else ROWS,
+        "NR": plan.panel,
+        "ACC": plan.accumulate,
+        "PAIRS": plan.word is u32,
+        "epilogue": epilogue,
+    }
+    grid = (plan.all_panels, -(-m // rows), batch)
+    smallest = max(1, _WORTH // (min(rows, m) * plan.panel * max(plan.k, 1)))
+    return KernelCall(gemm_panels, grid, (a, panels, y, extras, rows), consts, smallest)
+
+
+def _block_call(
+    plan: Plan,
+    a: Buffer,
+    b: Buffer,
+    b_turned: bool,
+    is_packed: bool,
+    y: Buffer,
+    sums: Buffer,
+    epilogue: Callable[..., Any],
+    extras: tuple[Buffer, ...],
+) -> KernelCall:
+    a, a_turned = _unit_stride_last(a)
+    a = a if a_turned else as_words(plan, a)
     pairs = plan.word is u32
     b_pairs = pairs and b.dtype is not u32
-    if packed is not None:
-        one = plan.chunk * plan.panel
-        shape = (plan.chunks, plan.all_panels, MOST_WORDS, plan.panel)
-        packed = packed.view(shape, (plan.all_panels * one, one, plan.panel, 1)).fix(2)
-        grid = (plan.all_panels, plan.chunks)
-        consts = {**words, "PAIRS": b_pairs, "BT": b_turned}
-        calls.append(KernelCall(pack_panels, grid, (b, packed, plan.chunk), consts))
-        b, b_turned, b_pairs = packed, False, False
-    fill = -0.0 if a.dtype.is_float else _NO_CHANGE.get(a.dtype, 0) if pairs else 0
     consts = {
-        **words,
+        "NR": plan.panel,
+        "WORD": plan.word,
         "MR": plan.tile,
         "ACC": plan.accumulate,
         "A_PAIRS": pairs and a.dtype is not u32,
         "B_PAIRS": b_pairs,
-        "FILL": fill,
+        "FILL": _fill(plan, a),
         "AT": a_turned,
         "BT": b_turned,
-        "PRE": packed is not None,
+        "PRE": is_packed,
         "epilogue": epilogue,
     }
     grid3 = (
@@ -345,10 +466,16 @@ def _blocked_calls(
     if not b_turned:
         b_rows = plan.chunk * (2 if b_pairs and b.dtype is not u64 else 1)
     a_share = min(2, -(-a_rows // (tiles * plan.panels)))
-    b_share = -(-b_rows // tiles) if packed is not None or tiles >= 8 else 0
+    b_share = -(-b_rows // tiles) if is_packed or tiles >= 8 else 0
     sizes = (plan.rows, plan.chunk, plan.panels, plan.chunks, a_share, b_share)
-    calls.append(KernelCall(gemm_blocked, grid3, (a, b, sums, y, extras, *sizes), consts))
-    return calls
+    return KernelCall(gemm_blocked, grid3, (a, b, sums, y, extras, *sizes), consts)
+
+
+def _fill(plan: Plan, a: Buffer) -> float | int:
+    """Stands for a beyond the end of k: -0.0, whose product with 0 changes no sum."""
+    if a.dtype.is_float:
+        return -0.0
+    return _NO_CHANGE.get(a.dtype, 0) if plan.word is u32 else 0
 
 
 def _unit_stride_last(x: Buffer) -> tuple[Buffer, bool]:
@@ -363,7 +490,7 @@ def _unit_stride_last(x: Buffer) -> tuple[Buffer, bool]:
     return x.view(shape, strides), True
 
 
-def _as_words(plan: Plan, x: Buffer) -> Buffer:
+def as_words(plan: Plan, x: Buffer) -> Buffer:
     """Rows of bf16 or f32 whose pairs are aligned, as rows of pairs; anything else as it is."""
     even = (
         x.shape[-1] % 2 == 0

@@ -55,9 +55,11 @@ __all__ = [
     "ROWS",
     "gemm_blocked",
     "gemm_direct",
+    "gemm_panels",
     "gemm_small",
     "no_epilogue",
     "pack_panels",
+    "row_words",
 ]
 
 ROWS = 8  # rows of a tile: with 32 columns its sums take half the registers and hide the latency
@@ -159,6 +161,72 @@ def gemm_direct(
 
 
 @kernel
+def row_words(a: Array, words: Array, WORD: Const, PAIRS: Const, FILL: Const):
+    """Rows of a (b0, b1, m, k) as words (b0, b1, m, words of k): a row per program."""
+    i = program_id(0)
+    o = program_id(1) // a.shape[1]
+    p = program_id(1) % a.shape[1]
+    for k in range(0, words.shape[3], 32):
+        words[o, p, i, k : k + 32] = _across(a, o, p, i, k, 32, WORD, PAIRS, FILL)
+
+
+def _row_words(a, o, p, i, k, MT, ACC, PAIRS):
+    """Word number k of MT rows of a (b0, b1, m, k); u32 arrays are pairs, u64 pairs of f32."""
+    if PAIRS and a.dtype is u32:
+        return a[o, p, i : i + MT, k]
+    if PAIRS and a.dtype is u64:
+        return _halves(a[o, p, i : i + MT, k])
+    if PAIRS:
+        odd = load(a[o, p, i : i + MT, 2 * k + 1], fill=-0.0)
+        return _pair(a[o, p, i : i + MT, 2 * k], odd)
+    return a[o, p, i : i + MT, k].to(ACC)
+
+
+@kernel
+def gemm_panels(
+    a: Array,
+    b: Array,
+    y: Array,
+    extras: Arrays,
+    rows: u16,
+    MT: Const,
+    NR: Const,
+    ACC: Const,
+    PAIRS: Const,
+    epilogue: Inline,
+):
+    """y (b0, b1, m, n) = a (b0, b1, m, k) @ b, packed as (panels, words, NR): a panel of columns
+    and ``rows`` rows, MT at a time, per program; m is at least MT.
+
+    The last rows may be made together with some before them, a second time.
+    """
+    height = rows.to(i64)
+    panel, first = program_id(0), program_id(1) * height
+    o = program_id(2) // y.shape[1]
+    p = program_id(2) % y.shape[1]
+    words = a.shape[3]
+    if (PAIRS and a.dtype.bits < 32) or (PAIRS and a.dtype is f32):
+        words = (a.shape[3] + 1) // 2
+    j = panel * NR
+    for t in range(first, minimum(first + height, y.shape[2]), MT):
+        i = minimum(t, y.shape[2] - MT)
+        acc = zeros((MT, NR), ACC)
+        whole = words // _UNROLL * _UNROLL
+        for k in range(0, whole, _UNROLL):
+            for u in unroll(_UNROLL):
+                right = b[panel, k + u, 0:NR]
+                if not PAIRS:
+                    right = right.to(ACC)
+                acc = _step(acc, _row_words(a, o, p, i, k + u, MT, ACC, PAIRS), right)
+        for k in range(whole, words):
+            right = b[panel, k, 0:NR]
+            if not PAIRS:
+                right = right.to(ACC)
+            acc = _step(acc, _row_words(a, o, p, i, k, MT, ACC, PAIRS), right)
+        y[o, p, i : i + MT, j : j + NR] = epilogue(acc, o, p, i, j, extras)
+
+
+@kernel
 def gemm_small(
     a: Array,
     b: Array,
@@ -246,7 +314,10 @@ def _pack_square(b, right, o, p, k0, j, k, NR, WORD, PAIRS):
 def pack_panels(
     b: Array, packed: Array, words: u16, NR: Const, WORD: Const, PAIRS: Const, BT: Const
 ):
-    """b (1, 1, k, n), or (1, 1, n, k) when BT, as panels: packed (chunks, panels, words, NR)."""
+    """b (1, 1, k, n), or (1, 1, n, k) when BT, as panels: packed (chunks, panels, words, NR).
+
+    Words of k beyond the end are zero.
+    """
     panel, chunk = program_id(0), program_id(1)
     right = scratch((MOST_WORDS + 16, NR), WORD)
     exact = words.to(i64)
@@ -294,10 +365,10 @@ def _sum_prepacked(left, b, chunk, panel, acc, i, words, MR, NR, AT):
     for k in range(0, whole, _UNROLL):
         for u in unroll(_UNROLL):
             rows = left[k + u, i : i + MR] if AT else left[i : i + MR, k + u]
-            acc = _step(acc, rows, b[chunk, panel, k + u, 0:NR])
+            acc = _step(acc, rows, b[chunk, panel, k + u, 0:NR].to(left.dtype))
     for k in range(whole, words):
         rows = left[k, i : i + MR] if AT else left[i : i + MR, k]
-        acc = _step(acc, rows, b[chunk, panel, k, 0:NR])
+        acc = _step(acc, rows, b[chunk, panel, k, 0:NR].to(left.dtype))
     return acc
 
 
