@@ -198,6 +198,7 @@ class KernelFunction:
         self.__module__ = fn.__module__
         self._by_name = {p.name: p for p in self.parameters}
         self.generated = False
+        self.light = False
 
     @classmethod
     def from_source(
@@ -316,7 +317,7 @@ class KernelFunction:
             else:
                 env[name] = item
         function = parse(self.fn, self.name, env, params)
-        function.generated = self.generated
+        function.generated, function.light = self.generated, self.light
         return function
 
     def fingerprint(self, signature: Signature | None = None) -> str:

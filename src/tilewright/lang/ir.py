@@ -289,13 +289,15 @@ class Function:
     """A kernel, specialised: runtime parameters only (compile-time constants are gone).
 
     ``generated`` says that a program wrote its source: such kernels are many and most of them are
-    small, so that a target does well to compile them quickly.
+    small, so that a target does well to compile them quickly. ``light`` says that this kernel is,
+    whatever its size: its loops are written as they shall run.
     """
 
     name: str
     params: list[Value]
     body: Block
     generated: bool = False
+    light: bool = False
 
     def __str__(self) -> str:
         from tilewright.lang.printing import print_function

@@ -28,9 +28,10 @@ __all__ = ["conv_calls", "depthwise_calls", "panel_blocks", "pool_calls"]
 Attrs = Mapping[str, Any]
 Pair = tuple[int, int]
 
-_SLAB_BYTES: Final = 320 << 10  # of a program's copy of x: it stays in the L2 cache
+_SLAB_BYTES: Final = 256 << 10  # of a program's part of x: it stays in the L2 cache
+_CHUNK_BYTES: Final = 128 << 10  # of weights that every tile of a program uses in turn
 _PROGRAMS: Final = 16  # that a launch has at least, if there is work for as many
-_WORK: Final = 1 << 15  # vector multiply-adds that are worth a program
+_WORK: Final = 1 << 15  # vector multiply-adds that are worth a second thread
 _WINDOWS: Final = {
     "full": "extras[{0}][n, o, h : h + acc.shape[0], w : w + acc.shape[1], 0:16]",
     "channel": "extras[{0}][0, o, 0, 0, 0:16]",
@@ -43,9 +44,9 @@ _WINDOWS: Final = {
 def tile_of(out: Pair, taps: int, blocks: int) -> tuple[Pair, int]:
     """Rows and columns of a register tile, and how many blocks of channels it has.
 
-    Per channel and tap a tile of p pixels costs p * v cycles and one more, but no less than nine (a
-    multiply-add's latency); v blocks read every element of x that often. Only where there is one
-    tap do more than 16 accumulators stay in registers.
+    Per channel and tap a tile of p pixels costs p * v cycles and a little more, but no less than
+    nine (a multiply-add's latency); with v blocks every element of x is read for v products. Only
+    where there is one tap do more than 16 accumulators stay in registers.
     """
     best, best_cost = ((1, 1), 1), float("inf")
     most = 28 if taps == 1 else 16
@@ -57,9 +58,10 @@ def tile_of(out: Pair, taps: int, blocks: int) -> tuple[Pair, int]:
                 used = rows * columns * v
                 if used > most:
                     continue
-                cycles = max(used * (1.0, 1.05, 1.15)[v.bit_length() - 1] + 1, 9)
+                cycles = max(used + 1.0 + 0.8 * (taps > 1 and v == 1), 9)
+                cycles *= 1.2 if taps == 1 and v > 1 else 1.0
                 tiles = divide(out[0], rows) * divide(out[1], columns)
-                cost = tiles * cycles / v * (1 + 0.002 * rows)
+                cost = tiles * cycles / v * (1 + 0.002 * rows) * (1.04 if v == 4 else 1)
                 if cost < best_cost:
                     best, best_cost = ((rows, columns), v), cost
     return best
@@ -88,7 +90,7 @@ def conv_calls(
     x: Buffer, w: Buffer, extras: Sequence[Buffer], y: Buffer, attrs: Attrs
 ) -> list[KernelCall]:
     """``y`` (N, OB, OH, OW, 16) from x, blocked or plain, and packed w."""
-    groups, panels, _, _, kh, kw, lanes = w.shape
+    groups, panels, blocks, inner, kh, kw, lanes = w.shape
     strides, dilation = attrs["strides"], attrs["dilation"]
     low = tuple(low for low, _ in attrs["padding"])
     plain = x.ndim == 4
@@ -113,7 +115,8 @@ def conv_calls(
     assert v * BLOCK == lanes
     reach = (kh - 1) * dilation[0] + 1, (kw - 1) * dilation[1] + 1
     copies = any(map(any, attrs["padding"])) or x.dtype is not f32 or w.dtype is u32
-    piece, per_program = _pieces(out, tile, reach, strides, w.shape, y.shape[0], copies)
+    shape = tuple(w.shape)
+    piece, per_program = _pieces(out, tile, reach, strides, shape, y.shape[0], copies)
     slab: tuple[int, ...] = ()
     if copies:
         slab = _slab(piece, reach, strides, plain)
@@ -125,6 +128,7 @@ def conv_calls(
         "PIECE": piece,
         "SLAB": slab,
         "PANELS": per_program,
+        "CHUNK": _chunk(blocks, kh * kw * inner * lanes * 4),
         "epilogue": _finish(attrs.get("epilogue")),
     }
     grid = (
@@ -132,8 +136,16 @@ def conv_calls(
         y.shape[0],
         groups * (panels // per_program),
     )
-    args = (seen.fix(2), w.fix(1), y.fix(1), tuple(e.fix(1) for e in extras))
+    args = (seen.fix(1), w.fix(0), y.fix(1), tuple(e.fix(1) for e in extras))
     return [KernelCall(conv_blocks, grid, args, consts)]
+
+
+def _chunk(blocks: int, nbytes: int) -> int:
+    """Blocks of x whose weights, so many bytes each, stay in the L2 cache for all tiles."""
+    if blocks * nbytes <= 2 * _CHUNK_BYTES:
+        return blocks
+    chunks = divide(blocks * nbytes, _CHUNK_BYTES)
+    return divide(blocks, chunks)
 
 
 def _flat_plain(x: Buffer) -> tuple[Buffer, bool]:
@@ -151,52 +163,44 @@ def _slab(piece: Pair, reach: Pair, strides: Sequence[int], plain: bool) -> Pair
     return rows, divide(columns, unit) * unit
 
 
+@lru_cache(maxsize=1024)
 def _pieces(
-    out: Pair,
-    tile: Pair,
-    reach: Pair,
-    strides: Sequence[int],
-    w: Sequence[int],
-    batch: int,
-    copies: bool,
+    out: Pair, tile: Pair, reach: Pair, strides: Pair, w: tuple[int, ...], batch: int, copies: bool
 ) -> tuple[Pair, int]:
-    """Rows and columns of a program, and its panels.
+    """Rows and columns of a program, and its panels: the cheapest in cycles.
 
-    As many rows as the copy has room for, so that weights are read seldom; then panels are split
-    until there are enough programs, and rows when that is not enough.
+    A program multiplies its tiles (the last one of a row or column overlaps the one before), copies
+    its part of x, and reads its weights, from L2 if they fit. Eight threads should find work.
     """
     groups, panels, blocks, inner, kh, kw, lanes = w
     taps = kh * kw * blocks * inner
-    columns = out[1] if out[0] > 1 else min(out[1], max(tile[1] * 8, 1))
-    most = out[0]
-
-    def slab_bytes(rows: int) -> int:
-        if not copies:
-            return 0
-        return 4 * blocks * inner * prod(_slab((rows, columns), reach, strides, inner == 1))
-
-    def row_counts() -> list[int]:
-        return [n for n in range(tile[0], most + 1) if n % tile[0] == 0 or n == most]
-
-    fitting = [n for n in row_counts() if slab_bytes(n) <= _SLAB_BYTES] or row_counts()[:1]
-    while slab_bytes(fitting[0]) > _SLAB_BYTES and columns > tile[1]:
-        columns = max(tile[1], columns // 2)
-    cuts = divide(most, max(fitting))
-    rows = min(most, divide(divide(most, cuts), tile[0]) * tile[0])
-    whole = prod(out) * panels * (lanes // BLOCK) * taps
-    wanted = min(_PROGRAMS, max(1, whole * batch * groups // _WORK))
-    splits = 1
-
-    def programs(rows: int) -> int:
-        return divide(out[0], rows) * divide(out[1], columns) * batch * groups
-
-    for candidate in (d for d in range(1, panels + 1) if panels % d == 0):
-        splits = candidate
-        if programs(rows) * splits >= wanted or panels // candidate <= 4:
-            break
-    while programs(rows) * splits < wanted and rows > tile[0]:
-        rows = max(tile[0], rows // 2 // tile[0] * tile[0])
-    return (rows, columns), panels // splits
+    weights = taps * lanes * 4
+    best, best_cost = (tile, 1), float("inf")
+    flat = out[0] == 1
+    most = divide(out[1], tile[1])
+    for across in range(1, most + 1) if flat else (most,):
+        columns = min(out[1], across * tile[1])
+        for down in range(1, divide(out[0], tile[0]) + 1):
+            rows = min(out[0], down * tile[0])
+            slab = 0
+            if copies:
+                slab = blocks * inner * prod(_slab((rows, columns), reach, strides, inner == 1))
+            held = columns * rows * blocks * inner * 4 if flat else 4 * slab
+            if held > _SLAB_BYTES and (rows, columns) != tile:
+                continue
+            places = divide(out[0], rows) * divide(out[1], columns) * batch * groups
+            tiles = divide(rows, tile[0]) * divide(columns, tile[1])
+            sums = tiles * tile[0] * tile[1] * (lanes // BLOCK) * taps
+            for splits in (d for d in range(1, panels + 1) if panels % d == 0):
+                per = panels // splits
+                rate = 1 / 16 if weights * per > _SLAB_BYTES else 1 / 64
+                one = per * (sums + tiles * 40 + weights * rate) + slab / 2 + held / 64 + 200
+                programs = places * splits
+                rounds = 1 if one * programs < _WORK else divide(programs, 8) * 8 / programs
+                cost = one * programs * (0.7 + 0.3 * rounds)
+                if cost < best_cost:
+                    best, best_cost = ((rows, columns), per), cost
+    return best
 
 
 def _inner(size: int, out: int, kernel: int, stride: int, dilation: int, low: int) -> Pair:
@@ -233,10 +237,35 @@ def depthwise_calls(
     x: Buffer, w: Buffer, extras: Sequence[Buffer], y: Buffer, attrs: Attrs
 ) -> list[KernelCall]:
     """``y`` (N, B, OH, OW, 16) from x (N, B, H, W, 16) and w (B, KH, KW, 16)."""
-    consts, grid = _window_consts(x, y, w.shape[1:3], attrs, 8)
-    consts["epilogue"] = _finish(attrs.get("epilogue"))
-    args = (x.fix(2), w.fix(1), y.fix(2), tuple(e.fix(2) for e in extras))
-    return [KernelCall(depthwise_blocks, grid, args, consts)]
+    strides, dilation = attrs["strides"], attrs["dilation"]
+    reach = tuple((k - 1) * d + 1 for k, d in zip(w.shape[1:3], dilation))
+    copies = any(map(any, attrs["padding"]))
+    n, blocks, height, width, _ = y.shape
+    tile = divide(width, divide(width, 8))
+    row = width * prod(w.shape[1:3]) + (width * strides[1] if copies else 0) + 20
+    best, rows = float("inf"), 1
+    for count in range(1, height + 1):
+        slab = _slab((count, width), (reach[0], reach[1]), strides, False)
+        if 64 * prod(slab) > _SLAB_BYTES // 2 and count > 1:
+            break
+        pieces = divide(height, count)
+        programs = pieces * blocks * n
+        rounds = 1.0 if programs * count * row < _WORK else divide(programs, 8) * 8 / programs
+        cost = pieces * (count * row + 2 * copies * prod(slab) + 200) * (0.7 + 0.3 * rounds)
+        if cost < best:
+            best, rows = cost, count
+    consts = {
+        "STRIDES": tuple(strides),
+        "DILATION": tuple(dilation),
+        "LOW": tuple(low for low, _ in attrs["padding"]),
+        "TILE": tile,
+        "ROWS": rows,
+        "SLAB": _slab((rows, width), (reach[0], reach[1]), strides, False) if copies else (),
+        "epilogue": _finish(attrs.get("epilogue")),
+    }
+    seen = x.view((*x.shape[:2], 1, *x.shape[2:]), (*x.strides[:2], 0, *x.strides[2:]))
+    args = (seen.fix(1), w.fix(0), y.fix(1), tuple(e.fix(1) for e in extras))
+    return [KernelCall(depthwise_blocks, (divide(height, rows), blocks, n), args, consts)]
 
 
 def pool_calls(x: Buffer, y: Buffer, attrs: Attrs, largest: bool, divisor: int) -> list[KernelCall]:

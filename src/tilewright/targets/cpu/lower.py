@@ -105,8 +105,10 @@ def _is_small(fn: ir.Function, machine: Machine) -> bool:
     """Whether ``fn`` is straight enough that LLVM's costlier passes find nothing to do.
 
     The kernels that are generated for a few fused elementwise ops or a reduction are: they are
-    many, and each runs for microseconds.
+    many, and each runs for microseconds. Of others the author says so (``kernel.light``).
     """
+    if fn.light:
+        return True
     if not fn.generated:
         return False
     total = 0
