@@ -32,7 +32,7 @@ from tilewright.lang import (
 )
 from tilewright.runtime.launch import kernel
 
-__all__ = ["conv_blocks", "depthwise_blocks", "no_epilogue", "pool_blocks"]
+__all__ = ["conv_blocks", "depthwise_blocks", "depthwise_direct", "no_epilogue", "pool_blocks"]
 
 
 def no_epilogue(acc, n, o, h, w, extras):
@@ -231,15 +231,37 @@ def depthwise_blocks(
                 for kh in unroll(w.shape[1]):
                     top = h * STRIDES[0] + kh * DILATION[0]
                     acc = _row_of_taps(
-                        x, seen if len(SLAB) else None, w, n, o, first, top, at, kh, acc, STRIDES,
-                        DILATION, TILE,
+                        x,
+                        seen if len(SLAB) else None,
+                        w,
+                        n,
+                        o,
+                        first,
+                        top,
+                        at,
+                        kh,
+                        acc,
+                        STRIDES,
+                        DILATION,
+                        TILE,
                     )
             else:
                 for kh in range(w.shape[1]):
                     top = h * STRIDES[0] + kh * DILATION[0]
                     acc = _row_of_taps(
-                        x, seen if len(SLAB) else None, w, n, o, first, top, at, kh, acc, STRIDES,
-                        DILATION, TILE,
+                        x,
+                        seen if len(SLAB) else None,
+                        w,
+                        n,
+                        o,
+                        first,
+                        top,
+                        at,
+                        kh,
+                        acc,
+                        STRIDES,
+                        DILATION,
+                        TILE,
                     )
             part = epilogue(expand_dims(acc, 0), n, o, first + h, at, extras)
             y[n, o, first + h : first + h + 1, at : at + TILE, 0:16] = part
@@ -256,6 +278,56 @@ def _row_of_taps(x, seen, w, n, o, first, top, at, kh, acc, STRIDES, DILATION, T
             part = seen[0, top, side : side + TILE * STRIDES[1] : STRIDES[1], 0:16]
         acc = fma(part.to(f32), w[o, kh, kw, 0:16], acc)
     return acc
+
+
+@kernel
+def depthwise_direct(
+    x: Array,
+    w: Array,
+    y: Array,
+    extras: Arrays,
+    STRIDES: Const,
+    DILATION: Const,
+    LOW: Const,
+    INNER: Const,
+    TILE: Const,
+    ROWS: Const,
+    epilogue: Inline,
+):
+    """The same without a copy, for images so wide that their few edge columns do not matter.
+
+    x is (N, B, H, W, 16). INNER are the first output column that sees no padding and the one past
+    the last; the others are written out one by one, each with the taps that it has.
+    """
+    o, n = tl.minimum(program_id(1), w.shape[0] - 1), program_id(2)
+    first = tl.minimum(program_id(0) * ROWS, y.shape[2] - ROWS)
+    lo, hi = INNER
+    for r in range(ROWS):
+        h = first + r
+        above, below = taps_inside(h, w.shape[1], LOW[0], STRIDES[0], DILATION[0], x.shape[2])
+        top = h * STRIDES[0] - LOW[0]
+        for i in range(-(-(hi - lo) // TILE)):
+            at = tl.minimum(lo + i * TILE, hi - TILE)
+            acc = zeros((TILE, 16), f32)
+            for kh in range(above, below):
+                row = tl.minimum(tl.maximum(top + kh * DILATION[0], 0), x.shape[2] - 1)
+                for kw in unroll(w.shape[2]):
+                    side = at * STRIDES[1] + (kw * DILATION[1] - LOW[1])
+                    seen = x[n, o, row, side : side + TILE * STRIDES[1] : STRIDES[1], 0:16]
+                    acc = fma(seen.to(f32), w[o, kh, kw, 0:16], acc)
+            part = epilogue(expand_dims(acc, 0), n, o, h, at, extras)
+            y[n, o, h : h + 1, at : at + TILE, 0:16] = part
+        for i in unroll(lo + y.shape[3] - hi):
+            at = i if i < lo else i + (hi - lo)
+            acc = zeros((1, 1, 16), f32)
+            for kh in range(above, below):
+                row = tl.minimum(tl.maximum(top + kh * DILATION[0], 0), x.shape[2] - 1)
+                for kw in unroll(w.shape[2]):
+                    side = at * STRIDES[1] + kw * DILATION[1] - LOW[1]
+                    if 0 <= side and side < x.shape[3]:
+                        seen = x[n, o, row, side, 0:16].to(f32)
+                        acc = fma(seen, w[o, kh, kw, 0:16], acc)
+            y[n, o, h : h + 1, at : at + 1, 0:16] = epilogue(acc, n, o, h, at, extras)
 
 
 @kernel
@@ -320,5 +392,5 @@ def pool_blocks(
 
 # Their loops are written as they shall run; the passes that would look for more take most of the
 # time that compiling takes, and find nothing (as fast, measured on the layers of ResNet-50).
-for _kernel in (conv_blocks, depthwise_blocks, pool_blocks):
+for _kernel in (conv_blocks, depthwise_blocks, depthwise_direct, pool_blocks):
     _kernel.light = True

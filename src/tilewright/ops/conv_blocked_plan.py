@@ -16,6 +16,7 @@ from tilewright.ops.calls import KernelCall
 from tilewright.ops.conv_blocked_kernels import (
     conv_blocks,
     depthwise_blocks,
+    depthwise_direct,
     no_epilogue,
     pool_blocks,
 )
@@ -222,6 +223,7 @@ def _window_consts(
     rows = max(1, min(y.shape[2], _WORK // 2 // max(per_row, 1)))
     others = y.shape[0] * y.shape[1]
     rows = min(rows, max(1, divide(y.shape[2] * others, _PROGRAMS)))
+    rows = divide(y.shape[2], divide(y.shape[2], rows))
     consts = {
         "STRIDES": tuple(strides),
         "DILATION": tuple(dilation),
@@ -241,6 +243,14 @@ def depthwise_calls(
     reach = tuple((k - 1) * d + 1 for k, d in zip(w.shape[1:3], dilation))
     copies = any(map(any, attrs["padding"]))
     n, blocks, height, width, _ = y.shape
+    low, step, size = attrs["padding"][1][0], strides[1], x.shape[3]
+    inner = _inner(size, width, w.shape[2], step, dilation[1], low)
+    edges = width - (inner[1] - inner[0])
+    if copies and edges <= 4 and width >= (10 if step > 1 else 20) * edges:
+        consts, grid = _window_consts(x, y, w.shape[1:3], attrs, 8)
+        consts["epilogue"] = _finish(attrs.get("epilogue"))
+        args = (x.fix(1), w.fix(0), y.fix(1), tuple(e.fix(1) for e in extras))
+        return [KernelCall(depthwise_direct, grid, args, consts)]
     tile = divide(width, divide(width, 8))
     row = width * prod(w.shape[1:3]) + (width * strides[1] if copies else 0) + 20
     best, rows = float("inf"), 1
@@ -264,8 +274,8 @@ def depthwise_calls(
         "epilogue": _finish(attrs.get("epilogue")),
     }
     seen = x.view((*x.shape[:2], 1, *x.shape[2:]), (*x.strides[:2], 0, *x.strides[2:]))
-    args = (seen.fix(1), w.fix(0), y.fix(1), tuple(e.fix(1) for e in extras))
-    return [KernelCall(depthwise_blocks, (divide(height, rows), blocks, n), args, consts)]
+    rest = (seen.fix(1), w.fix(0), y.fix(1), tuple(e.fix(1) for e in extras))
+    return [KernelCall(depthwise_blocks, (divide(height, rows), blocks, n), rest, consts)]
 
 
 def pool_calls(x: Buffer, y: Buffer, attrs: Attrs, largest: bool, divisor: int) -> list[KernelCall]:
