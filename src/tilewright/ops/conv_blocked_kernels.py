@@ -135,7 +135,7 @@ def conv_blocks(
         LEFT = LOW[1] if columns == y.shape[3] and LOW[1] >= 0 else None
         _copied(x, seen, n, g, row, column, LEFT, PAIRS)
     down, over = -(-rows // TILE[0]), -(-columns // TILE[1])
-    sums = scratch((down * over if CHUNK < w.shape[2] else 1, *TILE, w.shape[6]), f32)
+    sums = scratch((down * over if w.shape[2] > CHUNK else 1, *TILE, w.shape[6]), f32)
     for panel in range(panel0, panel0 + PANELS):
         o = (g * w.shape[1] + panel) * V
         for b0 in range(0, w.shape[2], CHUNK):
@@ -144,9 +144,8 @@ def conv_blocks(
                 for j in range(over):
                     at = tl.minimum(j * TILE[1], columns - TILE[1])
                     acc = zeros((*TILE, w.shape[6]), f32)
-                    if CHUNK < w.shape[2]:
-                        if b0 > 0:
-                            acc = sums[i * over + j, 0 : TILE[0], 0 : TILE[1], 0 : w.shape[6]]
+                    if w.shape[2] > CHUNK and b0 > 0:
+                        acc = sums[i * over + j, 0 : TILE[0], 0 : TILE[1], 0 : w.shape[6]]
                     for b in range(b0, tl.minimum(b0 + CHUNK, w.shape[2])):
                         for c in range(w.shape[3]):
                             for kh in range(w.shape[4]):
@@ -174,7 +173,7 @@ def conv_blocks(
                                         ]
                                     acc = _step(acc, left, right)
                     hh, ww = first + h, left_end + at
-                    if CHUNK == w.shape[2]:
+                    if w.shape[2] == CHUNK:
                         _store(acc, y, n, o, hh, ww, extras, epilogue)
                     elif b0 + CHUNK < w.shape[2]:
                         sums[i * over + j, 0 : TILE[0], 0 : TILE[1], 0 : w.shape[6]] = acc
@@ -324,7 +323,7 @@ def depthwise_direct(
                 row = tl.minimum(tl.maximum(top + kh * DILATION[0], 0), x.shape[2] - 1)
                 for kw in unroll(w.shape[2]):
                     side = at * STRIDES[1] + kw * DILATION[1] - LOW[1]
-                    if 0 <= side and side < x.shape[3]:
+                    if side >= 0 and side < x.shape[3]:
                         seen = x[n, o, row, side, 0:16].to(f32)
                         acc = fma(seen, w[o, kh, kw, 0:16], acc)
             y[n, o, h : h + 1, at : at + 1, 0:16] = epilogue(acc, n, o, h, at, extras)
