@@ -106,7 +106,7 @@ def test_accumulation_in_a_compiled_step_needs_the_memory_of_one_piece() -> None
 
         run = compile(step)
         run(asarray(x(4096, 64)))
-        (entry,) = [e for entries in run._entries.values() for e in entries]
+        (entry,) = [e for family in run._families.values() for e in family.entries]
         return entry.program.arena_bytes
 
     assert arena(8) < 0.35 * arena(1)

@@ -134,7 +134,7 @@ def test_a_compiled_step_has_no_array_of_the_tables_size(kind: type) -> None:
     run = compile(step)
     for i in range(3):
         run(asarray(np.random.default_rng(i).integers(0, 50_000, (8, 16))))
-    (entry,) = [e for entries in run._entries.values() for e in entries]
+    (entry,) = [e for family in run._families.values() for e in family.entries]
     assert entry.program.arena_bytes < 1 << 20
     assert all(in_place for _, _, in_place in entry.states)
     assert sum(entry.program.output_bytes) < 1 << 10  # the table is changed where it is

@@ -16,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from tilewright.graph import Node
+from tilewright.graph import Node, Shape
 from tilewright.ops import table
+from tilewright.sizes import same
 
 __all__ = [
     "IDENTITIES",
@@ -105,11 +106,11 @@ def is_transparent(node: Node) -> bool:
         return False
     if node.op in ("broadcast", "stop_gradient"):
         return True
-    return node.op == "reshape" and _squeezed(node.shape) == _squeezed(node.inputs[0].shape)
+    return node.op == "reshape" and same(_squeezed(node.shape), _squeezed(node.inputs[0].shape))
 
 
-def _squeezed(shape: Sequence[object]) -> list[object]:
-    return [n for n in shape if n != 1]
+def _squeezed(shape: Shape) -> Shape:
+    return tuple([n for n in shape if n != 1])
 
 
 def map_of_input(node: Node, source: Node, m: Map) -> Map:
@@ -295,7 +296,6 @@ class _Partition:
                     self._merge(node, other)
                 return
         shape = [n for n in node.shape if n != 1]
-        assert all(isinstance(n, int) for n in shape)
         group = self._new(tuple(shape))  # type: ignore[arg-type]
         self._add(node, group, _natural(node))
 
@@ -379,7 +379,6 @@ class _Partition:
                 self._add(node, group, map_of_reduced(node, full))
                 return
         domain = tuple(n for n in source.shape if n != 1)
-        assert all(isinstance(n, int) for n in domain)
         group = self._new(domain)  # type: ignore[arg-type]
         full = _natural(source)
         reduced = frozenset(full[a] for a in axes if full[a] >= 0)

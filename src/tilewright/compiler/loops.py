@@ -35,6 +35,7 @@ from tilewright.ops.calls import KernelCall
 from tilewright.ops.source import cast_text, element_text, literal_text, unique_name
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import Kernel
+from tilewright.sizes import maximum, minimum
 
 __all__ = ["BLOCK", "Scalar", "loop_calls", "split_workspace"]
 
@@ -143,9 +144,9 @@ class _Kernel(Walk):
         kept = [a for a in self.axes if not a.reduced]
         grid = self._grid(kept)
         per_program = math.prod(a.size for a in self.axes if a.reduced) * (
-            1 if self.lane_reduced else min(self.axes[-1].size, SPAN)
+            1 if self.lane_reduced else minimum(self.axes[-1].size, SPAN)
         )
-        smallest = max(1, _WORTH // max(per_program, 1))
+        smallest = maximum(1, _WORTH // maximum(per_program, 1))
         return KernelCall(_kernel(name, text), grid, tuple(args), {}, smallest)
 
     def _render(self) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from tilewright.ops import table
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.layout_kernels import copy_kernel
 from tilewright.runtime.buffers import ALIGN, Buffer, padded_strides
+from tilewright.sizes import SizeLike, hint
 
 __all__ = [
     "OFFSET_BITS",
@@ -27,6 +28,7 @@ __all__ = [
     "is_alias",
     "plan_memory",
     "reads_before_writing",
+    "storage_of",
 ]
 
 OFFSET_BITS: Final = 44  # of a made-up address: offsets up to 16 TiB, the storage's number above
@@ -99,6 +101,12 @@ def best_fit(busy: list[tuple[int, int]], size: int) -> int:
     return best if best >= 0 else cursor
 
 
+def storage_of(pointer: SizeLike) -> int:
+    """The number of the storage that a made-up address points into."""
+    number: int = hint(pointer) >> OFFSET_BITS
+    return number - 1
+
+
 def flat_arguments(args: Sequence[Any]) -> list[Any]:
     """A kernel's arguments with those that are sequences taken apart."""
     flat: list[Any] = []
@@ -132,7 +140,7 @@ def reads_before_writing(walk: Walk, old: Buffer, new: Buffer) -> bool:
         (read.buffer.pointer, read.buffer.dtype, read.strides)
         == (old.pointer, old.dtype, place.strides)
         for _, read in walk.operands.values()
-        if read.buffer.pointer >> OFFSET_BITS == old.pointer >> OFFSET_BITS
+        if storage_of(read.buffer.pointer) == storage_of(old.pointer)
     )
 
 

@@ -1,141 +1,143 @@
 """Static programs of tensor graphs: launches bound to memory that is named later.
 
-While a program is built, every array has a made-up address: the number of its storage in the high
-bits, the offset in the low ones. Views stay plain arithmetic on buffers, and in the end each
-argument tells which storage it points into. Temporary storages then share one arena, by lifetime;
-leaves and outputs get their addresses at every run, by one vectorised addition.
+:class:`~tilewright.compiler.builder.Builder` makes the launches, their arguments at made-up
+addresses. Here each argument is turned into a storage and an offset. Temporary storages share one
+arena, by lifetime; leaves and outputs get their addresses at every run, by one vectorised addition.
+
+Programs for many sizes
+-----------------------
+Shapes of leaves may hold symbols of a :class:`tilewright.sizes.Scope`. What the graph and the
+kernels' arguments are made of is then expressions, and the scope's guards say for which values of
+the symbols they hold. A :class:`Sized` is the program at some values: numbers for all those
+expressions, a place in the arena for every temporary. The last ones are kept, so that a size that
+was met before costs nothing but writing its numbers into the launch tables. By hand::
+
+    scope = Scope()
+    past = scope.symbol("past", 17)                   # a name, and the value while it is traced
+    keys = data_node(Buffer(f32, (8, past, 64), (CAPACITY * 64, 64, 1), 0))   # a view of a cache
+    roots = [...]                                     # nodes made of keys, by tensors or by ops
+    program = build(roots, target, pool, scope=scope)
+    if program.holds(past=18):                        # else: trace again
+        sized = program.at(past=18)
+        program.run([*addresses of leaves, *outputs of sized.output_bytes, arena], numbers, sized)
+        sized.outputs                                 # where each root lies, with which shape
+
+Strides of leaves may be numbers while sizes are symbols (a cache of some capacity seen as a view of
+its first positions), or dense strides of symbolic sizes.
 """
 
 from __future__ import annotations
 
 import heapq
-import math
+from bisect import bisect_left, insort
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
-from tilewright.compiler.fusion import Group, is_transparent, partition, pending
-from tilewright.compiler.loops import Scalar, loop_calls, split_workspace
-from tilewright.compiler.memory import (
-    OFFSET_BITS,
-    best_fit,
-    copies,
-    flat_arguments,
-    reads_before_writing,
-)
-from tilewright.compiler.passes.epilogue import fuse_epilogues
-from tilewright.compiler.walk import Walk
-from tilewright.dtypes import DType, bf16, from_float32, to_float32
-from tilewright.errors import UnsupportedError
-from tilewright.graph import Node, data_node
+from tilewright.compiler.builder import MIDDLE, Builder, HostCall, Output, Storage
+from tilewright.compiler.fusion import pending
+from tilewright.compiler.loops import Scalar
+from tilewright.compiler.memory import best_fit, flat_arguments, storage_of
+from tilewright.dtypes import bf16, from_float32, to_float32
+from tilewright.errors import ShapeError
+from tilewright.graph import Node
 from tilewright.ops import table
 from tilewright.ops.calls import KernelCall
-from tilewright.runtime.buffers import ALIGN, Buffer, dense_strides
+from tilewright.runtime.buffers import ALIGN, Buffer
 from tilewright.runtime.program import Launch, LaunchTable
+from tilewright.sizes import Real, Scope, Size, SizeLike, hint, hints, is_fixed
+from tilewright.targets.arguments import MOST_PROGRAMS
 
-__all__ = ["Output", "StaticProgram", "build"]
+__all__ = ["Output", "Sized", "StaticProgram", "build"]
 
-_SHIFT: Final = OFFSET_BITS
-_MIDDLE: Final = 1 << (_SHIFT - 1)
 _FEW: Final = 24
-_PIECEWISE = frozenset({"pad", "concat"})
+_KEPT: Final = 64  # sizes of a program that are remembered
 
 
-@dataclass(eq=False)
-class _Storage:
-    """Memory that something is computed into, or that a leaf brings."""
+class Sized:
+    """A program at given values of its symbols (of one without symbols: the only one).
 
-    number: int
-    nbytes: int
-    kind: str  # "leaf", "output", "temporary"; "alias": lies over a leaf
-    over: int = -1
-    first: int = 1 << 60  # calls that use it
-    last: int = -1
-    offset: int = 0
+    Attributes:
+        outputs: where each root lies.
+        output_bytes: size of each output storage.
+        arena_bytes: temporary memory.
+        number: the value of any size of the program, as a function.
+        scalars: the bits of its numbers, for whoever keeps them here.
+    """
 
-    @property
-    def base(self) -> int:
-        return (self.number + 1) << _SHIFT
+    __slots__ = ("arena_bytes", "number", "output_bytes", "outputs", "patches", "scalars", "slots")
 
-    @property
-    def room(self) -> int:
-        return max(-(-self.nbytes // ALIGN) * ALIGN, ALIGN)
-
-
-@dataclass(frozen=True)
-class _HostCall:
-    """An op that NumPy computes between launches."""
-
-    node: Node
-    inputs: tuple[Buffer, ...]
-    outs: tuple[Buffer, ...]
+    def __init__(self, number: Callable[[Any], Any]) -> None:
+        self.number = number
+        self.outputs: list[Output] = []
+        self.output_bytes: list[int] = []
+        self.arena_bytes = 0
+        self.scalars: list[int] | None = None
+        self.slots: list[Any] = []  # per part: what its symbolic slots hold
+        self.patches: list[Any] = []  # per part: (slot, source, offset), as rows or columns
 
 
-@dataclass(frozen=True)
-class Output:
-    """Where a root lies: at which address of the program, at which byte, with which layout."""
+class _Table:
+    """A launch table, and which of its slots depend on what."""
 
-    place: int
-    offset: int
-    dtype: DType
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
+    def __init__(self, launches: LaunchTable) -> None:
+        self.launches = launches
+        self.pointers: list[tuple[int, int, SizeLike, int]] = []  # slot, source, offset, storage
+        self.numbers: list[tuple[int, int]] = []  # slot, scalar
+        self.sized: list[tuple[int, Size]] = []
+        self.programs: list[Size] = []  # products of grids
 
+    def settle(self, places: dict[int, int], storages: np.ndarray) -> None:
+        """Turn lists into arrays.
 
-@dataclass(eq=False)
-class _Unit:
-    """What is computed together: a group, or one other node."""
-
-    index: int
-    group: Group | None = None
-    node: Node | None = None
-    outputs: list[Node] = field(default_factory=list)
-    waits: int = 0
-    users: list[_Unit] = field(default_factory=list)
+        Args:
+            places: where the value of a size stands.
+            storages: by number of a temporary storage, where its place in the arena stands.
+        """
+        self.slots = np.array([slot for slot, *_ in self.pointers], np.int64)
+        self.sources = np.array([source for _, source, _, _ in self.pointers], np.int64)
+        offsets = [(i, o) for i, (_, _, o, _) in enumerate(self.pointers)]
+        self.fixed = np.array([0 if isinstance(o, Size) else o for _, o in offsets], np.int64)
+        moving = [(i, places[id(o)]) for i, o in offsets if isinstance(o, Size)]
+        self.moving = _columns(moving)
+        self.storages = storages[[s for *_, s in self.pointers]]
+        self.sized_at, self.sized_by = _columns([(at, places[id(v)]) for at, v in self.sized])
+        self.programs_by = np.array([places[id(v)] for v in self.programs], np.int64)
 
 
 class StaticProgram:
-    """Launches in order, ready to be given addresses. See :func:`build`.
+    """Launches in order, ready to be given addresses and sizes. See :func:`build`.
 
     Attributes:
         in_place: by number of the root, the leaf that it overwrites.
         scalar_positions: where its numbers stand in the order that it was built from.
-        outputs: where each root lies.
-        output_bytes: size of each output storage.
-        arena_bytes: temporary memory.
+        scope: the symbols of its sizes, None if it has none.
+        parts: of its segments what depends on sizes.
     """
 
-    def __init__(self, builder: _Builder, target: Any, pool: Any) -> None:
+    def __init__(self, builder: Builder, target: Any, pool: Any, scope: Scope | None) -> None:
         scalars: list[Node] = []
         self.pool = pool
+        self.scope = scope
         storages = builder.storages
         fresh = [s for s in storages if s.kind == "output"]
-        self.output_bytes = [s.nbytes for s in fresh]
         named = [*(s for s in storages if s.kind == "leaf"), *fresh]
-        place = {s.number: i for i, s in enumerate(named)}
-        place |= {s.number: place[s.over] for s in storages if s.kind == "alias"}
+        self._place = {s.number: i for i, s in enumerate(named)}
+        self._place |= {s.number: self._place[s.over] for s in storages if s.kind == "alias"}
         self.in_place = builder.in_place
-        self.outputs = [replace(o, place=place[o.place]) for o in builder.outputs]
-        self.arena_bytes = _pack_arena(storages)
-        arena = len(named)
-        self.segments: list[LaunchTable | _HostCall] = []
-        self._patches: list[Any] = []  # per table: (slot, source, offset), as rows or as columns
-        self._numbers: list[list[tuple[int, int]]] = []  # per table: (slot, scalar)
-        self._host: list[tuple[list[Output], list[Output]]] = []
+        self._outputs = [replace(o, place=self._place[o.place]) for o in builder.outputs]
+        self._output_bytes = [s.nbytes for s in fresh]
+        self._arena = _Arena(storages)
+        self._arena_place = len(named)
+        self._storages = storages
+        self.parts: list[_Table | HostCall] = []
 
-        def where(pointer: int) -> tuple[int, int]:
-            storage = storages[(pointer >> _SHIFT) - 1]
-            offset = pointer & ((1 << _SHIFT) - 1)
-            if storage.kind == "temporary":
-                return arena, storage.offset + offset
-            return place[storage.number], offset - (_MIDDLE if storage.kind == "leaf" else 0)
-
-        self._where = where
         calls = [c for c in builder.calls if isinstance(c, KernelCall) and all(c.grid)]
-        signed = [(c.kernel, c.kernel.signature(c.args, c.consts)) for c in calls]
+        settled = {id(c): _at_hints(c) for c in calls}
+        signed = [(c.kernel, c.kernel.signature(c.args, c.consts)) for c in settled.values()]
         target.compile_many(signed)
         executables = {id(c): target.compile(*s) for c, s in zip(calls, signed)}
         run: list[KernelCall] = []
@@ -145,101 +147,379 @@ class StaticProgram:
                     run.append(call)
                 continue
             if run:
-                self._add_table(run, executables, scalars)
+                self._add_table(run, settled, executables, scalars)
                 run = []
             if call is not None:
-                self.segments.append(call)
-                self._patches.append([])
-                self._numbers.append([])
+                self.parts.append(call)
         position = {node: i for i, node in enumerate(builder.given)}
         self.scalar_positions = [position[node] for node in scalars]
+        self._at: OrderedDict[tuple[int, ...], Sized] = OrderedDict()
+        self._settle([node.attrs["value"] for node in scalars])
+
+    # --- building --------------------------------------------------------------------------------
+
+    def _where(self, pointer: int) -> tuple[int, SizeLike, int]:
+        """The source that an address stands for, the offset, and the temporary storage (or -1)."""
+        storage = self._storages[storage_of(pointer)]
+        offset = pointer - storage.base
+        if storage.kind == "temporary":
+            return self._arena_place, offset, storage.number
+        return self._place[storage.number], offset - (MIDDLE if storage.kind == "leaf" else 0), -1
 
     def _add_table(
-        self, calls: list[KernelCall], executables: dict[int, Any], scalars: list[Node]
+        self,
+        calls: list[KernelCall],
+        settled: dict[int, KernelCall],
+        executables: dict[int, Any],
+        scalars: list[Node],
     ) -> None:
-        table_ = LaunchTable(
-            [Launch(executables[id(c)], c.grid, c.args, c.smallest) for c in calls]
-        )
-        slots: list[int] = []
-        sources: list[int] = []
-        offsets: list[int] = []
-        numbers: list[tuple[int, int]] = []
+        ready = [(executables[id(c)], settled[id(c)]) for c in calls]
+        table_ = LaunchTable([Launch(e, c.grid, c.args, c.smallest) for e, c in ready])
+        found = _Table(table_)
         for i, call in enumerate(calls):
-            at = table_.slot_at(i, 0) + 3
+            at = table_.slot_at(i, 0)
+            self._add_sizes(found, at, call.grid)
+            programs: SizeLike = 1
+            for n in call.grid:
+                programs = programs * n
+            self._add_sizes(found, table_.programs_at(i), (programs, call.smallest))
+            if isinstance(programs, Size):
+                found.programs.append(programs)
+            at += 3
             for arg in flat_arguments(call.args):
                 if isinstance(arg, Buffer):
-                    source, offset = self._where(arg.pointer)
-                    slots.append(at)
-                    sources.append(source)
-                    offsets.append(offset)
+                    found.pointers.append((at, *self._where(arg.pointer)))
+                    self._add_sizes(found, at + 1, (*arg.shape, *arg.strides))
                     at += 1 + 2 * arg.ndim
+                    continue
+                if isinstance(arg, Scalar):
+                    if arg.node not in scalars:
+                        scalars.append(arg.node)
+                    found.numbers.append((at, scalars.index(arg.node)))
                 else:
-                    if isinstance(arg, Scalar):
-                        if arg.node not in scalars:
-                            scalars.append(arg.node)
-                        numbers.append((at, scalars.index(arg.node)))
-                    at += 1
-        self.segments.append(table_)
-        if len(slots) <= _FEW:  # Python is quicker than three calls of NumPy
-            self._patches.append(list(zip(slots, sources, offsets)))
-        else:
-            self._patches.append(
-                tuple(np.array(column, np.int64) for column in (slots, sources, offsets))
-            )
-        self._numbers.append(numbers)
+                    self._add_sizes(found, at, (arg,))
+                at += 1
+        self.parts.append(found)
 
-    def run(self, addresses: Sequence[int], numbers: Sequence[int]) -> None:
+    @staticmethod
+    def _add_sizes(found: _Table, at: int, sizes: Sequence[Any]) -> None:
+        found.sized += [(at + i, n) for i, n in enumerate(sizes) if n.__class__ is Size]
+
+    def _settle(self, numbers: Sequence[Any]) -> None:
+        """Collect every size that has to have a value at a run."""
+        sizes: dict[int, Size] = {}
+
+        def need(*values: Any) -> None:
+            for v in values:
+                if v.__class__ is Size:
+                    sizes.setdefault(id(v), v)
+                elif isinstance(v, (tuple, list)):
+                    need(*v)
+                elif isinstance(v, Real):
+                    need(*v.sizes())
+
+        tables = [part for part in self.parts if isinstance(part, _Table)]
+        for found in tables:
+            need(*[v for _, v in found.sized], *found.programs)
+            need(*[o for _, _, o, _ in found.pointers])
+        for part in self.parts:
+            if isinstance(part, HostCall):
+                need(*part.node.attrs.values())
+                for buffer in (*part.inputs, *part.outs):
+                    need(*buffer.shape, *buffer.strides, self._where(buffer.pointer)[1])
+        for out in self._outputs:
+            need(out.offset, *out.shape, *out.strides)
+        need(*self._output_bytes, *[s.nbytes for s in self._arena.storages], *numbers)
+        self._places = {key: i for i, key in enumerate(sizes)}
+        self._arena.settle(self._places, len(self._storages))
+        for found in tables:
+            found.settle(self._places, self._arena.numbering)
+        scope = self.scope
+        if scope is None:
+            self._values: Any = tuple
+            self._holds: Any = lambda: True
+            self._names: list[str] = []
+            first: tuple[int, ...] = ()
+        else:
+            self._sizes = list(sizes.values())  # ids are theirs only while they exist
+            self._values = scope.values(self._sizes)
+            self._holds = scope.holds()
+            self._names = scope.symbols
+            first = scope.hints()
+        self._current = self.at_values(first)
+        self._shown: Sized = self._current
+        self._write(self._current)
+
+    # --- sizes -----------------------------------------------------------------------------------
+
+    def holds(self, **values: int) -> bool:
+        """Whether the program is right where its symbols have these values."""
+        return bool(self._holds(*[values[name] for name in self._names]))
+
+    def at(self, **values: int) -> Sized:
+        """The program where its symbols have these values, which :meth:`holds` is true of."""
+        return self.at_values(tuple([values[name] for name in self._names]))
+
+    def holds_at(self, values: Sequence[int]) -> bool:
+        """:meth:`holds`, of values in the order of the symbols."""
+        return bool(self._holds(*values))
+
+    def at_values(self, values: tuple[int, ...]) -> Sized:
+        """:meth:`at`, of values in the order of the symbols."""
+        found = self._at.get(values)
+        if found is not None:
+            self._at.move_to_end(values)
+            return found
+        made = self._at[values] = self._made(values)
+        if len(self._at) > _KEPT:
+            self._at.popitem(last=False)
+        return made
+
+    def _made(self, values: tuple[int, ...]) -> Sized:
+        numbers = self._values(*values) if self._names else ()
+        places = self._places
+
+        def number(x: Any) -> Any:
+            if x.__class__ is Size:
+                return numbers[places[id(x)]]
+            return x.value(number) if x.__class__ is Real else x
+
+        found = np.array(numbers, np.int64)
+
+        def grown() -> np.ndarray:
+            more = [-(-v // (step := 1 << max(v.bit_length() - 2, 0))) * step for v in values]
+            return np.array(self._values(*more), np.int64)
+
+        made = Sized(number)
+        offsets, made.arena_bytes = self._arena.plan(found, grown if self._names else None)
+        made.output_bytes = [number(n) for n in self._output_bytes]
+        made.outputs = [
+            out if is_fixed((out.offset, *out.shape, *out.strides)) else _output_at(out, number)
+            for out in self._outputs
+        ]
+        for one in self.parts:
+            if isinstance(one, HostCall):
+                made.slots.append(None)
+                made.patches.append(offsets)
+                continue
+            if one.programs and found[one.programs_by].max() >= MOST_PROGRAMS:
+                raise ShapeError(
+                    f"a launch of {found[one.programs_by].max()} program instances, at most "
+                    f"{MOST_PROGRAMS} fit one"
+                )
+            made.slots.append(found[one.sized_by])
+            where = one.fixed + offsets[one.storages]
+            at, by = one.moving
+            where[at] += found[by]
+            if len(where) <= _FEW:  # Python is quicker than three calls of NumPy
+                rows = zip(one.slots.tolist(), one.sources.tolist(), where.tolist())
+                made.patches.append(list(rows))
+            else:
+                made.patches.append((one.slots, one.sources, where))
+        return made
+
+    def _write(self, sized: Sized) -> None:
+        """Put the numbers of ``sized`` into the launch tables."""
+        for one, slots in zip(self.parts, sized.slots):
+            if isinstance(one, _Table):
+                one.launches.memory[one.sized_at] = slots
+        self._current = sized
+
+    @property
+    def segments(self) -> list[LaunchTable | HostCall]:
+        """Launch tables, and calls of the host between them."""
+        return [part.launches if isinstance(part, _Table) else part for part in self.parts]
+
+    @property
+    def outputs(self) -> list[Output]:
+        """Where each root lies, at the sizes that were traced."""
+        return self._shown.outputs
+
+    @property
+    def output_bytes(self) -> list[int]:
+        """Size of each output storage, at the sizes that were traced."""
+        return self._shown.output_bytes
+
+    @property
+    def arena_bytes(self) -> int:
+        """Temporary memory, at the sizes that were traced."""
+        return self._shown.arena_bytes
+
+    # --- running ---------------------------------------------------------------------------------
+
+    def run(
+        self, addresses: Sequence[int], numbers: Sequence[int], sized: Sized | None = None
+    ) -> None:
         """Execute.
 
         Args:
             addresses: of every leaf, then of every output storage, then of the arena.
             numbers: the bits of every scalar (:func:`tilewright.compiler.numbers.scalar_bits`).
+            sized: at which sizes; default those that were traced.
         """
-        for segment, patches, scalars in zip(self.segments, self._patches, self._numbers):
-            if isinstance(segment, _HostCall):
-                self._run_host(segment, addresses)
+        if sized is None:
+            sized = self._shown
+        if sized is not self._current:
+            self._write(sized)
+        for part, patches in zip(self.parts, sized.patches):
+            if part.__class__ is HostCall:
+                self._run_host(part, addresses, sized, patches)
                 continue
-            if isinstance(patches, list):
-                slots = segment.slots
+            launches = part.launches  # type: ignore[union-attr]
+            if patches.__class__ is list:
+                slots = launches.slots
                 for slot, source, offset in patches:
                     slots[slot] = addresses[source] + offset
-                for slot, number in scalars:
+                for slot, number in part.numbers:  # type: ignore[union-attr]
                     slots[slot] = numbers[number]
             else:
                 at, sources, offsets = patches
-                segment.memory[at] = np.array(addresses, np.int64)[sources] + offsets
-                for slot, number in scalars:
-                    segment.memory[slot] = numbers[number]
-            segment.run(self.pool)
+                launches.memory[at] = np.array(addresses, np.int64)[sources] + offsets
+                for slot, number in part.numbers:  # type: ignore[union-attr]
+                    launches.memory[slot] = numbers[number]
+            launches.run(self.pool)
 
-    def _run_host(self, call: _HostCall, addresses: Sequence[int]) -> None:
+    def _run_host(
+        self, call: HostCall, addresses: Sequence[int], sized: Sized, offsets: np.ndarray
+    ) -> None:
+        number = sized.number
+
         def real(buffer: Buffer) -> Buffer:
-            source, offset = self._where(buffer.pointer)
-            return Buffer(buffer.dtype, buffer.shape, buffer.strides, addresses[source] + offset)
+            source, offset, storage = self._where(buffer.pointer)
+            pointer = addresses[source] + number(offset)
+            if storage >= 0:
+                pointer += int(offsets[self._arena.numbering[storage]])
+            shape, strides = (tuple(map(number, v)) for v in (buffer.shape, buffer.strides))
+            return Buffer(buffer.dtype, shape, strides, pointer)
 
         arrays = []
         for buffer in call.inputs:
             array = real(buffer).numpy()
             arrays.append(to_float32(array) if buffer.dtype is bf16 else array)
+        attrs = {key: _with_numbers(v, number) for key, v in call.node.attrs.items()}
         with np.errstate(all="ignore"):
-            result = table.get(call.node.op).reference(*arrays, **call.node.attrs)
+            result = table.get(call.node.op).reference(*arrays, **attrs)
         results = result if isinstance(result, tuple) else (result,)
         for out, values in zip(call.outs, results):
             real(out).numpy()[...] = from_float32(values) if out.dtype is bf16 else values
 
 
-def _pack_arena(storages: list[_Storage]) -> int:
-    """Give temporary storages their offsets; returns the arena's size."""
-    total = 0
-    live: list[_Storage] = []
-    temporary = [s for s in storages if s.kind == "temporary" and s.last >= 0]
-    for storage in sorted(temporary, key=lambda s: s.first):
-        live = [s for s in live if s.last >= storage.first]
-        busy = sorted((s.offset, s.offset + s.room) for s in live)
-        storage.offset = best_fit(busy, storage.room)
-        live.append(storage)
-        total = max(total, storage.offset + storage.room)
-    return total
+def _output_at(out: Output, number: Callable[[Any], Any]) -> Output:
+    shape, strides = (tuple([number(n) for n in sizes]) for sizes in (out.shape, out.strides))
+    return Output(out.place, number(out.offset), out.dtype, shape, strides)
+
+
+def _with_numbers(value: Any, number: Callable[[Any], Any]) -> Any:
+    """``value`` with every size in it replaced."""
+    if isinstance(value, (Size, Real)):
+        return number(value)
+    if type(value) in (tuple, list):
+        return type(value)([_with_numbers(v, number) for v in value])
+    return value
+
+
+def _at_hints(call: KernelCall) -> KernelCall:
+    """``call`` with the numbers of its trace for sizes; what it is compiled for becomes a guard."""
+
+    def settled(arg: Any) -> Any:
+        if isinstance(arg, Size):
+            return arg.hint
+        if isinstance(arg, Buffer):
+            return _buffer_at_hints(arg)
+        if isinstance(arg, (tuple, list)):
+            return tuple([settled(one) for one in arg])
+        return arg
+
+    if not _is_symbolic(call):
+        return call
+    consts = {k: int(v) if v.__class__ is Size else v for k, v in call.consts.items()}
+    args = tuple([settled(arg) for arg in call.args])
+    return KernelCall(call.kernel, hints(call.grid), args, consts, hint(call.smallest))
+
+
+def _buffer_at_hints(x: Buffer) -> Buffer:
+    if x.fixed is not None:
+        for n in (*x.shape[x.fixed :], *x.strides[x.fixed :]):
+            int(n)
+    elif x.shape:
+        bool(x.strides[-1] == 1 or x.shape[-1] <= 1)  # a kernel is made for unit strides
+    return Buffer(x.dtype, hints(x.shape), hints(x.strides), hint(x.pointer), x.owner, x.fixed)
+
+
+def _is_symbolic(call: KernelCall) -> bool:
+    parts: list[Any] = [*flat_arguments(call.args), *call.grid, call.smallest]
+    for arg in [*parts, *call.consts.values()]:
+        if isinstance(arg, Size):
+            return True
+        if isinstance(arg, Buffer):
+            for n in [*arg.shape, *arg.strides, arg.pointer]:
+                if isinstance(n, Size):
+                    return True
+    return False
+
+
+def _columns(rows: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    pairs = np.array(rows, np.int64).reshape(-1, 2)
+    return pairs[:, 0].copy(), pairs[:, 1].copy()
+
+
+class _Arena:
+    """Where temporary storages lie, by lifetime: plans that serve every size they have room for."""
+
+    def __init__(self, storages: Sequence[Storage]) -> None:
+        used = [s for s in storages if s.kind == "temporary" and s.last >= 0]
+        self.storages = sorted(used, key=lambda s: s.first)
+        self._plans: list[tuple[np.ndarray, np.ndarray, int]] = []  # rooms, offsets, total
+
+    def settle(self, places: dict[int, int], count: int) -> None:
+        """``places`` says where the value of a size stands, ``count`` how many storages are."""
+        sizes = [s.nbytes for s in self.storages]
+        self._fixed = np.array([0 if isinstance(n, Size) else n for n in sizes], np.int64)
+        moving = [(i, places[id(n)]) for i, n in enumerate(sizes) if isinstance(n, Size)]
+        self._at, self._by = _columns(moving)
+        # by number of the storage where its offset stands; -1, for none, reads a zero
+        self.numbering = np.full(count + 1, len(self.storages), np.int64)
+        for i, storage in enumerate(self.storages):
+            self.numbering[storage.number] = i
+
+    def _rooms(self, values: np.ndarray) -> np.ndarray:
+        rooms = self._fixed.copy()
+        rooms[self._at] = values[self._by]
+        return np.maximum(-(-rooms // ALIGN) * ALIGN, ALIGN)
+
+    def plan(
+        self, values: np.ndarray, grown: Callable[[], np.ndarray] | None
+    ) -> tuple[np.ndarray, int]:
+        """Offsets (one more than storages: a zero) and the arena's size.
+
+        ``grown`` gives the values at somewhat larger sizes, to have room for those as well.
+        """
+        rooms = self._rooms(values)
+        wanted = int(rooms.sum())
+        for had, offsets, total in self._plans:
+            if wanted * 3 >= int(had.sum()) and bool((rooms <= had).all()):
+                return offsets, total
+        if grown is not None:
+            rooms = np.maximum(rooms, self._rooms(grown()))
+        offsets, total = self._packed(rooms.tolist())
+        self._plans = [*self._plans[-15:], (rooms, offsets, total)]
+        return offsets, total
+
+    def _packed(self, rooms: list[int]) -> tuple[np.ndarray, int]:
+        total = 0
+        busy: list[tuple[int, int]] = []  # (start, end) of what is alive, ascending
+        ends: list[tuple[int, tuple[int, int]]] = []  # a heap: last call, (start, end)
+        offsets = np.zeros(len(rooms) + 1, np.int64)
+        for i, (storage, room) in enumerate(zip(self.storages, rooms)):
+            while ends and ends[0][0] < storage.first:
+                del busy[bisect_left(busy, heapq.heappop(ends)[1])]
+            offset = best_fit(busy, room)
+            place = offset, offset + room
+            insort(busy, place)
+            heapq.heappush(ends, (storage.last, place))
+            offsets[i] = offset
+            total = max(total, place[1])
+        return offsets, total
 
 
 def build(
@@ -248,6 +528,7 @@ def build(
     pool: Any,
     order: Sequence[Node] | None = None,
     in_place: dict[Node, Node] | None = None,
+    scope: Scope | None = None,
 ) -> StaticProgram:
     """A program that computes ``roots``.
 
@@ -256,322 +537,10 @@ def build(
         target, pool: where to compile and to run.
         order: :func:`tilewright.compiler.fusion.pending` of ``roots``, if known.
         in_place: for a root the leaf whose memory it is to overwrite (same shape, dense).
+        scope: of the symbols in the leaves' shapes, if there are any. It is closed afterwards.
     """
     order = pending(roots) if order is None else order
-    return StaticProgram(_Builder(order, roots, in_place or {}), target, pool)
-
-
-class _Builder:
-    def __init__(
-        self, order: Sequence[Node], roots: Sequence[Node], in_place: dict[Node, Node]
-    ) -> None:
-        self.given = order
-        order, new = fuse_epilogues(roots, order)
-        roots = [new[root] for root in roots]
-        in_place = {new[root]: leaf for root, leaf in in_place.items()}
-        self.order = order
-        self.storages: list[_Storage] = []
-        self.buffers: dict[Node, Buffer] = {}
-        self.calls: list[KernelCall | _HostCall] = []
-        self.checked = -1  # the last call that may refuse
-        self.generated: dict[int, Callable[[], Walk]] = {}  # by id of a generated kernel's call
-        self.parts: dict[Node, list[Node]] = {}
-        for node in self.given:
-            if node.value is not None:
-                self._leaf(node)
-        for node in order:
-            if node.op == "part":
-                self.parts.setdefault(node.inputs[0], []).append(node)
-        self.groups, self.cheap = partition(order, roots)
-        self.group_of = {m: g for g in self.groups for m in g.members}
-        self.stored: set[Node] = set()
-        self._mark(roots)
-        for unit in self._scheduled():
-            self._emit(unit)
-        self.outputs = [self._output(root) for root in roots]
-        self._lifetimes()
-        self.in_place = {
-            i: leaf
-            for i, root in enumerate(roots)
-            if (leaf := in_place.get(root)) is not None and self._settle_in_place(root, leaf)
-        }
-
-    # --- what needs memory -----------------------------------------------------------------------
-
-    def _mark(self, roots: Sequence[Node]) -> None:
-        """Find the nodes whose results have to be in memory."""
-        for root in roots:
-            self._need(root)
-        for node in self.order:
-            if node.value is not None or node in self.cheap:
-                continue
-            if node in self.group_of:
-                group = self.group_of[node]
-                for source in node.inputs:
-                    self._need_outside(source, group)
-            elif not is_transparent(node):
-                for source in node.inputs:
-                    self._need(source)
-
-    def _need(self, node: Node) -> None:
-        """``node`` is read from memory: mark what lies behind its views."""
-        while node.value is None and not node.is_leaf and node not in self.group_of:
-            if node.op == "part" or table.get(node.op).view is None:
-                return
-            node = node.inputs[0]
-        if node in self.group_of:
-            self.stored.add(node)
-
-    def _need_outside(self, node: Node, group: Group) -> None:
-        while is_transparent(node):
-            node = node.inputs[0]
-        if node in self.cheap:
-            for source in node.inputs:
-                self._need_outside(source, group)
-        elif self.group_of.get(node) is not group:
-            self._need(node)
-
-    # --- order -----------------------------------------------------------------------------------
-
-    def _scheduled(self) -> list[_Unit]:
-        """Units, inputs first; where there is a choice, what was made first."""
-        units: dict[Any, _Unit] = {}
-        of: dict[Node, _Unit] = {}
-        for node in self.order:
-            if node.value is not None or node.is_leaf or node in self.cheap:
-                continue
-            group = self.group_of.get(node)
-            if group is not None:
-                unit = units.setdefault(group, _Unit(node.index, group))
-                of[node] = unit
-                if node in self.stored:
-                    unit.outputs.append(node)
-            elif node.op == "part":
-                of[node] = of[node.inputs[0]]
-            else:
-                first = table.get(node.op).check  # what may be refused is, before more is done
-                unit = units[node] = _Unit(-1 if first else node.index, None, node)
-                of[node] = unit
-        for node in self.order:
-            unit_or_none = of.get(node)
-            if unit_or_none is None or node.op == "part":
-                continue
-            for source in self._sources(node, looking_through=node in self.group_of):
-                before = of.get(source)
-                if before is not None and before is not unit_or_none:
-                    before.users.append(unit_or_none)
-                    unit_or_none.waits += 1
-        ready = [(u.index, u) for u in units.values() if u.waits == 0]
-        heap = [(i, n, u) for n, (i, u) in enumerate(ready)]
-        heapq.heapify(heap)
-        count = len(heap)
-        done: list[_Unit] = []
-        while heap:
-            _, _, unit = heapq.heappop(heap)
-            done.append(unit)
-            for user in unit.users:
-                user.waits -= 1
-                if user.waits == 0:
-                    heapq.heappush(heap, (user.index, count, user))
-                    count += 1
-        assert len(done) == len(units), "groups depend on each other in a circle"
-        return done
-
-    def _sources(self, node: Node, looking_through: bool) -> list[Node]:
-        """Inputs, through cheap nodes and, for members of groups, transparent ones."""
-        found: list[Node] = []
-        stack = list(node.inputs)
-        while stack:
-            source = stack.pop()
-            if source in self.cheap or (looking_through and is_transparent(source)):
-                stack.extend(source.inputs)
-            else:
-                found.append(source)
-        return found
-
-    # --- memory ----------------------------------------------------------------------------------
-
-    def _storage(self, nbytes: int, kind: str = "temporary") -> _Storage:
-        storage = _Storage(len(self.storages), nbytes, kind)
-        self.storages.append(storage)
-        return storage
-
-    def _leaf(self, node: Node) -> None:
-        value: Buffer = node.value
-        storage = self._storage(0, "leaf")
-        # the address is that of element 0; negative strides reach below it
-        pointer = storage.base + _MIDDLE
-        self.buffers[node] = Buffer(value.dtype, value.shape, value.strides, pointer)
-
-    def _fresh(self, dtype: DType, shape: Sequence[Any], kind: str = "temporary") -> Buffer:
-        sizes = tuple(int(n) for n in shape)
-        storage = self._storage(math.prod(sizes) * dtype.nbytes, kind)
-        return Buffer(dtype, sizes, dense_strides(sizes), storage.base)
-
-    def _buffer(self, node: Node) -> Buffer:
-        """Where ``node`` lies; makes views, and copies where a view is impossible."""
-        found = self.buffers.get(node)
-        if found is not None:
-            return found
-        if node.op in ("const", "scalar"):
-            copy = Node("copy", (node,), (), node.dtype)
-            made = self._fresh(node.dtype, ())
-            group = Group(0, (), None, [copy], {copy: ()})
-            self.calls += loop_calls(group, [copy], {copy: made}, self.cheap | {node})
-        else:
-            view = table.get(node.op).view
-            assert view is not None, f"{node!r} has no memory"
-            source = self._buffer(node.inputs[0])
-            seen = view(node, source)
-            if seen is None:
-                seen = view(node, self._dense(source))
-            made = seen
-        self.buffers[node] = made
-        return made
-
-    def _dense(self, source: Buffer) -> Buffer:
-        """A C-contiguous copy."""
-        made = self._fresh(source.dtype, source.shape)
-        self._copy(source, made)
-        return made
-
-    def _copy(self, source: Buffer, out: Buffer) -> None:
-        leaf = data_node(source)
-        copy = Node("copy", (leaf,), leaf.shape, leaf.dtype)
-        domain = tuple(n for n in source.shape if n != 1)
-        along = iter(range(len(domain)))
-        m = tuple(-1 if n == 1 else next(along) for n in source.shape)
-        group = Group(0, domain, None, [copy], {copy: m})
-        self.calls += loop_calls(group, [copy], {leaf: source, copy: out}, set())
-
-    # --- calls -----------------------------------------------------------------------------------
-
-    def _emit(self, unit: _Unit) -> None:
-        if unit.group is not None:
-            if unit.outputs:
-                self._emit_group(unit.group, unit.outputs)
-            return
-        node = unit.node
-        assert node is not None
-        entry = table.get(node.op)
-        if entry.check:
-            self.checked = len(self.calls)
-            self.calls.append(_HostCall(node, (self._buffer(node.inputs[0]),), ()))
-        if entry.view is not None:
-            return  # made when somebody reads it
-        if node.op in _PIECEWISE:
-            self._emit_pieces(node)
-            return
-        inputs = [self._buffer(i) for i in node.inputs]
-        outs: Any
-        if entry.infer_parts is not None:
-            parts = entry.infer_parts(node.inputs, node.attrs)
-            outs = [self._fresh(dtype, shape) for shape, dtype in parts]
-            for part in self.parts.get(node, ()):
-                self.buffers[part] = outs[part.attrs["index"]]
-        else:
-            outs = self.buffers[node] = self._fresh(node.dtype, node.shape)
-        if entry.calls is None:
-            if not entry.host:
-                raise UnsupportedError(f"op {node.op} has no kernel")
-            results = tuple(outs) if isinstance(outs, list) else (outs,)
-            self.calls.append(_HostCall(node, tuple(inputs), results))
-            return
-        extra = []
-        if entry.workspace is not None:
-            extra = [[self._fresh(*one) for one in entry.workspace(node)]]
-        self.calls += entry.calls(node, inputs, outs, *extra)
-
-    def _emit_group(self, group: Group, outputs: list[Node]) -> None:
-        reads: dict[Node, Buffer] = {}
-        for member in group.members:
-            stack = list(member.inputs)
-            while stack:
-                node = stack.pop()
-                if is_transparent(node) or node in self.cheap:
-                    stack.extend(node.inputs)
-                elif self.group_of.get(node) is not group and node.op != "const":
-                    reads[node] = self._buffer(node)
-        workspace = None
-        wanted = split_workspace(group)
-        if wanted is not None:
-            workspace = self._fresh(*wanted)
-        for out in outputs:
-            reads[out] = self.buffers[out] = self._fresh(out.dtype, out.shape)
-        made = loop_calls(group, outputs, reads, self.cheap, workspace)
-        self.calls += made
-        if not group.closed:
-            walk = partial(Walk, group, outputs, reads, self.cheap)
-            self.generated |= {id(call): walk for call in made}
-
-    def _emit_pieces(self, node: Node) -> None:
-        """Pads and concatenations: copies into parts of the result."""
-        out = self.buffers[node] = self._fresh(node.dtype, node.shape)
-        if node.op == "pad":
-            widths = node.attrs["widths"]
-            (source,) = (self._buffer(i) for i in node.inputs)
-            if any(lo or hi for lo, hi in widths):
-                fill = Node("const", (), (), node.dtype, {"value": node.attrs["value"]})
-                spread = Node("broadcast", (fill,), node.shape, node.dtype, {"shape": node.shape})
-                domain = tuple(n for n in out.shape if n != 1)
-                along = iter(range(len(domain)))
-                m = tuple(-1 if n == 1 else next(along) for n in out.shape)
-                copy = Node("copy", (spread,), node.shape, node.dtype)
-                group = Group(0, domain, None, [copy], {copy: m})
-                self.calls += loop_calls(group, [copy], {copy: out}, {fill, spread})
-            start = sum(lo * s for (lo, _), s in zip(widths, out.strides))
-            if source.size:
-                self._copy(source, out.view(source.shape, out.strides, start))
-            return
-        axis, at = node.attrs["axis"], 0
-        for one in node.inputs:
-            source = self._buffer(one)
-            if source.size:
-                self._copy(source, out.view(source.shape, out.strides, at * out.strides[axis]))
-            at += source.shape[axis]
-
-    # --- the end ---------------------------------------------------------------------------------
-
-    def _output(self, root: Node) -> Output:
-        buffer = self._buffer(root)
-        storage = self.storages[(buffer.pointer >> _SHIFT) - 1]
-        if storage.kind == "temporary":
-            storage.kind = "output"
-        offset = buffer.pointer - storage.base - (_MIDDLE if storage.kind == "leaf" else 0)
-        return Output(storage.number, offset, buffer.dtype, buffer.shape, buffer.strides)
-
-    def _settle_in_place(self, root: Node, leaf: Node) -> bool:
-        """Let ``root`` be written over ``leaf`` if nobody reads the old value later."""
-        old, new = self.buffers[leaf], self.buffers[root]
-        ours = self.storages[(old.pointer >> _SHIFT) - 1]
-        storage = self.storages[(new.pointer >> _SHIFT) - 1]
-        if storage.kind != "output" or new.pointer != storage.base or ours.last > storage.first:
-            return False
-        if any(out.place == ours.number for out in self.outputs):  # a view of the old value
-            return False
-        if storage.nbytes > old.nbytes or storage.first < self.checked:
-            return False  # the root is a part of what is computed; the program may yet refuse
-        if (old.shape, old.strides, old.dtype) != (new.shape, new.strides, new.dtype):
-            return False
-        if ours.last == storage.first:  # the kernel that writes reads too
-            call = self.calls[storage.first]
-            if copies(call, old, new):  # what comes then changes some of it, as rows of a table
-                self.calls[storage.first] = replace(call, grid=(0,))
-            else:
-                walk = self.generated.get(id(call))
-                if walk is None or not reads_before_writing(walk(), old, new):
-                    return False
-        storage.kind, storage.over = "alias", ours.number
-        return True
-
-    def _lifetimes(self) -> None:
-        for i, call in enumerate(self.calls):
-            if isinstance(call, KernelCall):
-                args = flat_arguments(call.args)
-            else:
-                args = [*call.inputs, *call.outs]
-            for arg in args:
-                if isinstance(arg, Buffer):
-                    storage = self.storages[(arg.pointer >> _SHIFT) - 1]
-                    storage.first = min(storage.first, i)
-                    storage.last = max(storage.last, i)
+    program = StaticProgram(Builder(order, roots, in_place or {}), target, pool, scope)
+    if scope is not None:
+        scope.open = False
+    return program

@@ -161,7 +161,7 @@ class Walk:
             if m[a] >= 0 and axis in (None, a):
                 strides[m[a]] = step
             if axis is None:
-                step *= int(node.shape[a])  # type: ignore[arg-type]
+                step *= node.shape[a]
         return tuple(strides)
 
     def _merged(self) -> list[Axis]:

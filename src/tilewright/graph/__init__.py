@@ -1,6 +1,5 @@
-"""The graph: nodes and symbolic sizes."""
+"""The graph: nodes; their sizes are those of :mod:`tilewright.sizes`."""
 
-from tilewright.graph.dims import Dim, Shape, Size, SizeLike, evaluate, shape_of, upper_bound
 from tilewright.graph.node import (
     Graph,
     Node,
@@ -14,6 +13,7 @@ from tilewright.graph.node import (
     topological,
     weight_node,
 )
+from tilewright.sizes import Dim, Shape, Size, SizeLike, evaluate, shape_of, upper_bound
 
 __all__ = [
     "Dim",

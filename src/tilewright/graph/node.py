@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tilewright.dtypes import DType
-from tilewright.graph.dims import Shape, shape_of
+from tilewright.sizes import Real, Shape, Size, shape_of
 
 __all__ = [
     "LEAVES",
@@ -144,7 +144,7 @@ def const_node(value: bool | int | float, dtype: DType) -> Node:
     return Node("const", (), (), dtype, {"value": value})
 
 
-def scalar_node(value: bool | int | float, dtype: DType) -> Node:
+def scalar_node(value: bool | int | float | Size | Real, dtype: DType) -> Node:
     """A 0-d number that a compiled program is handed each time it runs."""
     return Node("scalar", (), (), dtype, {"value": value})
 

@@ -135,7 +135,7 @@ def embedding(ids: Tensor, weight: Tensor, sparse: bool = False) -> Tensor:
         i = i if i.dtype.bits >= 32 and i.dtype.kind == "i" else ew.cast(i, i64)
         if not sparse:
             return indexing.take(w, i, 0)
-        n = int(w.shape[0])  # type: ignore[arg-type]
+        n = int(w.shape[0])
 
         def rule(inputs: Any, outputs: Any, grads: Any) -> list[Node | None]:
             return [sparse_node(i, grads[0], n)]

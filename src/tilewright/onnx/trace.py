@@ -26,8 +26,7 @@ from tilewright.dtypes import bf16, from_float32
 from tilewright.errors import FormatError, TilewrightError, UnsupportedError
 from tilewright.formats.onnx import Graph, NodeDef
 from tilewright.formats.onnx.model import Ref
-from tilewright.graph import Node
-from tilewright.graph.dims import upper_bound
+from tilewright.graph import Node, upper_bound
 from tilewright.onnx.registry import Call, Operator, find
 from tilewright.onnx.steps import (
     Done,

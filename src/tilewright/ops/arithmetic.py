@@ -15,9 +15,10 @@ import numpy as np
 
 from tilewright.dtypes import DType, f32
 from tilewright.errors import ShapeError
-from tilewright.graph import Node, Shape, const_node
+from tilewright.graph import Node, Shape, Size, const_node, scalar_node
 from tilewright.ops.table import OpDef, make, register
 from tilewright.ops.views import broadcast_shapes, sum_to
+from tilewright.sizes import Real, same
 
 __all__ = [
     "NUMBERS",
@@ -51,8 +52,11 @@ NUMBERS: Final = "fiu"
 _KINDS: Final = {"f": "floats", "i": "signed integers", "u": "unsigned integers", "b": "bools"}
 
 
-def literal(value: bool | int | float, like: Node) -> Node:
-    """A number of ``like``'s dtype that broadcasts with it, written into the kernel."""
+def literal(value: bool | int | float | Size | Real, like: Node) -> Node:
+    """A number of ``like``'s dtype that broadcasts with it, written into the kernel (a size that
+    is not known yet is handed to it)."""
+    if isinstance(value, (Size, Real)):
+        return scalar_node(value, like.dtype)
     return const_node(value, like.dtype)
 
 
@@ -95,7 +99,9 @@ def elementwise(
         for x in inputs:
             if x.dtype.kind not in kinds or x.dtype is not dtype or x.dtype.bits < least_bits:
                 raise _wrong_dtype(name, x.dtype, dtype, kinds, least_bits)
-            if x.shape != shape and x.shape:  # numbers are the usual other shape
+            if x.shape and not (
+                x.shape is shape or same(x.shape, shape)
+            ):  # numbers are the usual other shape
                 shape = broadcast_shapes(shape, x.shape) if shape else x.shape
         return shape, result or dtype
 

@@ -17,6 +17,7 @@ from tilewright.dtypes import DType
 from tilewright.errors import BoundsError, DTypeError
 from tilewright.graph import Node
 from tilewright.ops.table import OpDef, make, register
+from tilewright.sizes import has_value
 
 __all__ = ["check_values", "checked", "is_known_inside", "known_range"]
 
@@ -112,7 +113,8 @@ def _dtype_range(dtype: DType) -> Range:
 
 
 def _number(node: Node, depth: int) -> Range | None:
-    value = int(node.attrs["value"])
+    value = node.attrs["value"]
+    value = value if has_value(value) else int(value)
     return value, value
 
 
@@ -121,7 +123,7 @@ def _below(count: Callable[[Node], Any]) -> Callable[[Node, int], Range | None]:
 
     def rule(node: Node, depth: int) -> Range | None:
         n = count(node)
-        return (0, n - 1) if isinstance(n, int) and n > 0 else None
+        return (0, n - 1) if has_value(n) and n > 0 else None
 
     return rule
 

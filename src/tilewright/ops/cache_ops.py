@@ -108,7 +108,7 @@ def _write_infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shap
     cache, x = inputs[:2]
     _, heads, a, b = cache.shape
     head_dim = a if b == PAGE and a != PAGE else b if a == PAGE else a
-    if x.shape[-1] != heads * head_dim:  # type: ignore[operator]
+    if x.shape[-1] != heads * head_dim:
         raise ShapeError(f"{shape_of(x.shape)} does not fit a cache {shape_of(cache.shape)}")
     return cache.shape, cache.dtype
 
@@ -262,8 +262,8 @@ register(
 def _attention_infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:
     q, keys, values = inputs[:3]
     _, kv_heads, head_dim, _ = keys.shape
-    group = kv_heads * head_dim  # type: ignore[operator]
-    if q.shape[-1] % group or values.shape[1] != kv_heads:  # type: ignore[operator]
+    group = kv_heads * head_dim
+    if q.shape[-1] % group or values.shape[1] != kv_heads:
         raise ShapeError(
             f"queries {shape_of(q.shape)} do not divide into groups of {kv_heads} kv heads "
             f"of {head_dim}"

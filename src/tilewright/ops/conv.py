@@ -47,6 +47,7 @@ from tilewright.ops.conv_plan import (
 from tilewright.ops.conv_shapes import Geometry, Pairs, output_sizes, spatial
 from tilewright.ops.table import OpDef, make, register
 from tilewright.runtime.buffers import Buffer
+from tilewright.sizes import has_value
 
 __all__ = [
     "conv",
@@ -205,7 +206,7 @@ def same_padding(
 
 def _sizes(node: Node, first: int = 0) -> tuple[int, ...]:
     """The node's sizes from axis ``first`` on; ShapeError when one is symbolic."""
-    sizes = tuple(n for n in node.shape[first:] if isinstance(n, int))
+    sizes = tuple(n for n in node.shape[first:] if has_value(n))
     if len(sizes) != len(node.shape[first:]):
         raise ShapeError(f"convolution wants known sizes, got {shape_of(node.shape)}")
     return sizes

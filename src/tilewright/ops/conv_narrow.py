@@ -16,11 +16,12 @@ from dataclasses import replace
 
 from tilewright import lang as tl
 from tilewright.dtypes import DType, f64
-from tilewright.lang import Array, Const, expand_dims, fma, program_id, unroll, zeros
+from tilewright.lang import Array, Const, expand_dims, fma, i64, program_id, unroll, zeros
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.conv_shapes import Geometry, accumulator
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
+from tilewright.sizes import minimum
 
 __all__ = ["groups_of", "narrow_weight_calls", "suits"]
 
@@ -39,7 +40,7 @@ def groups_of(part: Geometry) -> tuple[int, int]:
     outputs = _OUTPUTS[part.kernel[2]]
     programs = -(-part.outputs // outputs) * part.channels * part.groups
     programs *= part.kernel[0] * part.kernel[1]
-    images = -(-part.batch // min(part.batch, -(-_PROGRAMS // programs)))
+    images = -(-part.batch // minimum(part.batch, -(-_PROGRAMS // programs)))
     return -(-part.batch // images), images
 
 
@@ -48,7 +49,7 @@ def weight_outer(
     x: Array,
     y: Array,
     sums: Array,
-    IMAGES: Const,
+    images: i64,
     MO: Const,
     STRIDES: Const,
     DILATION: Const,
@@ -67,7 +68,7 @@ def weight_outer(
     s = program_id(2) // y.shape[1]
     taps = x.shape[5]
     acc = zeros((MO, taps, N), ACC)
-    for n in range(s * IMAGES, tl.minimum(s * IMAGES + IMAGES, y.shape[0])):
+    for n in range(s * images, tl.minimum(s * images + images, y.shape[0])):
         for d in range(y.shape[3]):
             z = d * STRIDES[0] + kd * DILATION[0]
             for h in range(y.shape[4]):
@@ -112,7 +113,6 @@ def narrow_weight_calls(
     )
     parts = sums.view((groups, *w.shape))
     consts = {
-        "IMAGES": images,
         "MO": outputs,
         "STRIDES": part.strides,
         "DILATION": part.dilation,
@@ -122,6 +122,6 @@ def narrow_weight_calls(
     g, o, c, kd, kh, _ = w.shape
     grid = (-(-o // outputs), c * kd * kh, g * groups)
     return [
-        KernelCall(weight_outer, grid, (seen, replace(y, fixed=3), parts), consts),
+        KernelCall(weight_outer, grid, (seen, replace(y, fixed=3), parts, images), consts),
         KernelCall(add_groups, (c, o, g), (parts, w)),
     ]

@@ -21,6 +21,7 @@ from tilewright.ops.conv_shapes import Geometry, accumulator
 from tilewright.ops.conv_tiles import packed_shape, step
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
+from tilewright.sizes import hint
 
 __all__ = ["point_calls", "suits"]
 
@@ -102,7 +103,7 @@ def point_calls(part: Geometry, x: Buffer, packed: Buffer, y: Buffer) -> list[Ke
     most = min(64, _BLOCK_BYTES // (part.channels * wide.nbytes))
     piece, rows = _pieces(y.shape[5], lanes * wide.nbytes // 64, most)
     programs = -(-y.shape[5] // piece) * y.shape[0] * part.groups
-    per_program = -(-panels // min(panels, -(-_PROGRAMS // programs)))
+    per_program = -(-panels // min(panels, -(-_PROGRAMS // hint(programs))))
     consts = {
         "C": part.channels,
         "MT": rows,

@@ -36,6 +36,7 @@ from tilewright.ops.calls import KernelCall
 from tilewright.ops.conv_shapes import Geometry, Triple, accumulator, bits_of
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
+from tilewright.sizes import hint
 
 __all__ = [
     "Tiling",
@@ -205,7 +206,7 @@ def tile_calls(
     per_row = -(-y.shape[5] // cut.positions) * cut.positions * cut.lanes // 16
     rows = max(1, min(y.shape[4], _BLOCK // (per_row * part.channels * part.taps)))
     others = y.shape[3] * y.shape[0] * part.groups * cut.panels
-    rows = min(rows, -(-y.shape[4] * others // _PROGRAMS))
+    rows = min(rows, -(-y.shape[4] * hint(others) // _PROGRAMS))  # changes no bits
     consts = {
         "KD": taps[0],
         "KH": taps[1],

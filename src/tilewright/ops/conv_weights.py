@@ -33,9 +33,11 @@ from tilewright.ops.conv_shapes import (
 from tilewright.ops.conv_tiles import Tiling, pair, step, tiling
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
+from tilewright.sizes import minimum
 
 __all__ = ["WeightPlan", "weight_plan", "weight_tile_calls"]
 
+_ALL = 1 << 30  # images of a group, where there is one: what a kernel is compiled for
 _PIECE_BYTES = 1 << 17  # what one program writes of a transposed gradient: well inside L2
 _POSITIONS = 512  # that a sum runs over before it waits in memory
 _PROGRAMS = 64  # enough for the threads of any machine to share evenly
@@ -80,7 +82,7 @@ def weight_plan(whole: Geometry, dtype: DType) -> WeightPlan:
     tile = tiling(whole.channels, whole.outputs, accumulator(dtype) is f64)
     blocks = -(-whole.channels // tile.positions)
     programs = blocks * whole.groups * tile.panels
-    images = -(-whole.batch // min(whole.batch, -(-_PROGRAMS // programs)))
+    images = -(-whole.batch // minimum(whole.batch, -(-_PROGRAMS // programs)))
     return WeightPlan(tile, blocks, images, -(-whole.batch // images))
 
 
@@ -282,16 +284,13 @@ def weight_tile_calls(
         whole.dilation[1],
     )
     parts = sums.view(plan.sums_shape(whole)).fix(4)
+    each = _ALL if plan.groups == 1 else plan.images
+    together = min(plan.images, -(-_POSITIONS // whole.positions))
     product = KernelCall(
         weight_tiles,
         (plan.blocks, g * cut.panels, plan.groups),
         (seen, turned, parts),
-        {
-            **tile,
-            "IMAGES": plan.images,
-            "TOGETHER": min(plan.images, -(-_POSITIONS // whole.positions)),
-            "HEIGHT": height_of_x,
-        },
+        {**tile, "IMAGES": each, "TOGETHER": together, "HEIGHT": height_of_x},
     )
     per_block = cut.positions * whole.taps
     rows = parts.view((*parts.shape[:4], per_block, cut.lanes)).fix(4)

@@ -30,6 +30,7 @@ from tilewright.ops.flash_plan import (
 )
 from tilewright.ops.table import OpDef, get, make_parts, register
 from tilewright.runtime.buffers import Buffer
+from tilewright.sizes import has_value
 
 __all__ = ["MAX_HEAD_DIM", "flash_attention", "flash_attention_backward"]
 
@@ -103,7 +104,7 @@ def flash_attention_backward(
 def _attrs(q: Node, causal: bool, scale: float | None, layout: str) -> dict[str, Any]:
     if scale is None:
         last = q.shape[-1] if q.shape else 1
-        scale = float(max(last, 1)) ** -0.5 if isinstance(last, int) else 1.0
+        scale = float(max(last, 1)) ** -0.5 if has_value(last) else 1.0
     return {"causal": bool(causal), "scale": float(scale), "layout": layout}
 
 
@@ -141,7 +142,7 @@ def check_operands(op: str, inputs: Sequence[Node], layout: str) -> Sizes:
 
 
 def _int(op: str, n: Any) -> int:
-    if not isinstance(n, int):
+    if not has_value(n):
         raise ShapeError(f"{op} wants sizes that are numbers, got {n}")
     return n
 

@@ -19,6 +19,7 @@ from tilewright.ops.elementwise_math import exp, log
 from tilewright.ops.gemm import bmm
 from tilewright.ops.reductions import max, sum
 from tilewright.ops.views import broadcast, permute, reshape, stop_gradient
+from tilewright.sizes import has_value
 
 __all__ = ["attention_composite", "mask_gradient", "second_gradient"]
 
@@ -54,7 +55,7 @@ def attention_composite(
 
 
 def _numbers(shape: Shape) -> tuple[int, ...]:
-    return tuple(n for n in shape if isinstance(n, int))  # the ops have refused symbolic ones
+    return tuple(n for n in shape if has_value(n))  # the ops have refused symbolic ones
 
 
 def _for_heads(x: Node, heads: int) -> Node:

@@ -36,6 +36,7 @@ from tilewright.ops.flash_plan import (
 from tilewright.ops.table import OpDef, make, make_parts, register
 from tilewright.ops.views import concat, permute, slice_
 from tilewright.runtime.buffers import Buffer
+from tilewright.sizes import has_value
 
 __all__ = ["flash_attention_packed", "flash_attention_packed_backward"]
 
@@ -63,7 +64,7 @@ def flash_attention_packed(
     """
     if scale is None:
         last = qkv.shape[-1] if qkv.shape else 1
-        scale = last**-0.5 if isinstance(last, int) and last > 0 else 1.0
+        scale = last**-0.5 if has_value(last) and last > 0 else 1.0
     attrs: dict[str, Any] = {"heads": int(heads), "causal": bool(causal), "scale": float(scale)}
     inputs = (qkv,) if mask is None else (qkv, mask)
     return remember(make_parts(_OP, *inputs, **attrs))
@@ -97,7 +98,7 @@ def _split(qkv: Node, heads: int) -> tuple[Node, Node, Node]:
     if len(qkv.shape) != 4:
         raise ShapeError(f"{_OP} wants qkv (B, T, H + 2 Hkv, D), got {shape_of(qkv.shape)}")
     batch, length, total, head_dim = qkv.shape
-    if not isinstance(total, int) or heads < 1 or total <= heads or (total - heads) % 2:
+    if not has_value(total) or heads < 1 or total <= heads or (total - heads) % 2:
         raise ShapeError(
             f"{_OP}: qkv {shape_of(qkv.shape)} with {heads} heads: wants (B, T, H + 2 Hkv, D)"
         )

@@ -17,6 +17,7 @@ from tilewright.ops.flash_backward_kernels import (
 from tilewright.ops.flash_kernels import CAUSAL, EVERYTHING, flash_forward
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import default_target
+from tilewright.sizes import roughly
 
 __all__ = ["Sizes", "accumulator", "backward_calls", "backward_memory", "by_heads", "forward_calls"]
 
@@ -48,8 +49,9 @@ class Sizes:
     @classmethod
     def of(cls, q: Buffer | Node, k: Buffer | Node) -> Sizes:
         """Of operands (B, H, Tq, D) and (B, Hkv, Tk, D)."""
-        batch, heads, queries, head_dim = (int(n) for n in q.shape)  # type: ignore[arg-type]
-        return cls(batch, heads, int(k.shape[1]), queries, int(k.shape[2]), head_dim)  # type: ignore[arg-type]
+        batch, heads, queries, head_dim = q.shape
+        kv_heads, keys = k.shape[1:3]
+        return cls(batch, int(heads), int(kv_heads), queries, keys, int(head_dim))  # type: ignore[arg-type]
 
 
 def accumulator(dtype: DType) -> DType:
@@ -114,7 +116,7 @@ def _forward_blocks(sizes: Sizes, dtype: DType, padded: int) -> dict[str, int]:
     if default_target().machine.lanes < 16:
         width, groups, rows = width // 2, groups * 2, 2
     heads = max(sizes.batch * sizes.heads, 1)
-    while groups > 1 and heads * -(-sizes.queries // (width * groups)) < _PROGRAMS:
+    while groups > 1 and roughly(heads * -(-sizes.queries // (width * groups)), _PROGRAMS - 1, 4):
         groups //= 2
     return {
         "QW": width, "EW": 16, "GROUPS": groups, "KB": keys, "ROWS": rows, "EROWS": 2 * rows,

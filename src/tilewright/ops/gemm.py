@@ -17,7 +17,8 @@ from tilewright.ops.calls import KernelCall
 from tilewright.ops.epilogue import Epilogue
 from tilewright.ops.gemm_calls import Plan, is_small, plan_product, product_calls, workspace_of
 from tilewright.ops.table import OpDef, make, register
-from tilewright.ops.views import permute, sum_to
+from tilewright.ops.views import broadcast_shapes, permute, sum_to
+from tilewright.sizes import hint, is_fixed
 
 __all__ = ["absorbed", "bmm", "product_reference"]
 
@@ -58,7 +59,8 @@ def _out_dtype(a: Node, b: Node) -> DType:
 def _infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:
     a, b = inputs[:2]
     compute, out_dtype = attrs.get("compute"), attrs.get("out_dtype")
-    return _inferred(a.shape, a.dtype, b.shape, b.dtype, compute, out_dtype)
+    infer = _inferred if is_fixed(a.shape, b.shape) else _inferred.__wrapped__
+    return infer(a.shape, a.dtype, b.shape, b.dtype, compute, out_dtype)
 
 
 @lru_cache(maxsize=1024)
@@ -74,8 +76,8 @@ def _inferred(
     if compute not in (None, bf16) or (compute and not mixed):
         raise ShapeError(f"bmm: compute={compute} wants f32 or bf16 operands and bf16, got {got}")
     try:
-        batch = np.broadcast_shapes(a[:-2], b[:-2])  # type: ignore[arg-type]
-    except ValueError:
+        batch = broadcast_shapes(a[:-2], b[:-2])
+    except ShapeError:
         raise ShapeError(f"bmm: the batch axes do not broadcast, got {got}") from None
     plain = a_dtype if a_dtype is b_dtype else f32
     dtype = out_dtype or plain
@@ -118,7 +120,7 @@ def _is_turned(node: Node) -> bool:
 
     With more than one column that pays only where columns of y are written rarely.
     """
-    m, n, k = _sizes(node)
+    m, n, k = map(hint, _sizes(node))
     if node.attrs.get("epilogue") is not None or m < 2 * n:
         return False
     if n == 1:
@@ -143,8 +145,9 @@ def _plan(node: Node) -> Plan:
     dtypes = (a.dtype, b.dtype, node.dtype)
     plan = plan_product(m, k, n, batch, dtypes, node.attrs.get("compute"))
     # Columns of the output would be read and written again for every chunk.
-    keep_sums = plan.chunks > 1 and not plan.small
-    return replace(plan, keep_sums=keep_sums) if _is_turned(node) else plan
+    if not _is_turned(node):
+        return plan
+    return replace(plan, keep_sums=not plan.small and plan.chunks > 1)
 
 
 def _workspace(node: Node) -> Sequence[tuple[DType, Shape]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from tilewright.dtypes import DType, bf16, f32, f64, i32, i64, u32, u64
@@ -30,6 +31,7 @@ from tilewright.ops.gemm_kernels import (
 )
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import default_pool
+from tilewright.sizes import applied, hint, maximum, roughly
 
 __all__ = [
     "WINDOWS",
@@ -115,18 +117,22 @@ def plan_product(
     accumulate = accumulator(dtypes[0])
     pairs = compute is bf16 or dtypes[0] is dtypes[1] is bf16
     word = u32 if pairs else accumulate
-    panel = panel or _panel(n, accumulate)
+    panel = panel or _panel(hint(n), accumulate)
     words = -(-k // 2) if pairs else k
-    chunk, chunks = _cut(max(words, 1))
-    packed_bytes = chunk * chunks * n * word.nbytes
-    fits = packed_bytes <= _PACK_FIRST_BYTES or m >= 2 * _PACK_FIRST_ROWS
+    chunk, chunks = _cut(maximum(words, 1))
+    packed_bytes = hint(chunk * chunks * n) * word.nbytes
     small = is_small(m, k, n, dtypes)
-    pack_first = batch == 1 and m >= _PACK_FIRST_ROWS and fits and not small
+    fits = packed_bytes <= _PACK_FIRST_BYTES or hint(m) >= 2 * _PACK_FIRST_ROWS
+    can = batch == 1 and not small and fits
+    pack_first = can and not roughly(m, _PACK_FIRST_ROWS - 1, 4)
     most = (256 if pack_first else MOST_ROWS) * 4 // accumulate.nbytes
-    rows, panels = _blocks(m, n, batch, most, panel)
+    tile = ROWS if not roughly(m, ROWS) else min(_power_of_two(max(hint(m), 1)), ROWS)
+    given = default_pool().threads, most, panel, m, n, batch
+    rows = applied(_rows, tile, *given, low=tile, high=max(most, tile))
+    panels = applied(_panels, *given, low=1, high=_MOST_PANELS)
     return Plan(
-        m, k, n, accumulate, word, rows, min(ROWS, rows), chunk, chunks, panel, panels,
-        pack_first, chunks > 1 and dtypes[2] is not accumulate and not small, small,
+        m, k, n, accumulate, word, rows, tile, chunk, chunks, panel, panels,
+        pack_first, not small and dtypes[2] is not accumulate and chunks > 1, small,
     )  # fmt: skip
 
 
@@ -143,13 +149,22 @@ def panel_plan(k: int, n: int, dtypes: tuple[DType, DType], compute: DType | Non
     return plan_product(1, k, n, 1, (*dtypes, f32), compute)
 
 
-def _blocks(m: int, n: int, batch: int, most: int, panel: int) -> tuple[int, int]:
+def _rows(tile: int, *given: int) -> int:
+    return max(_blocks(*given)[0], tile)
+
+
+def _panels(*given: int) -> int:
+    return _blocks(*given)[1]
+
+
+@lru_cache(maxsize=4096)
+def _blocks(threads: int, most: int, panel: int, m: int, n: int, batch: int) -> tuple[int, int]:
     """Rows and panels of a program: what is done soonest by all threads together.
 
     A program copies its rows of a and its columns of b: few columns per program make the copies of
     a dear, few rows those of b. All programs of a launch take equally long.
     """
-    threads = max(2, default_pool().threads)
+    threads = max(2, threads)
     m, all_panels = max(m, 1), max(-(-n // panel), 1)
     fewest = -(-m // most)
     least = -(-all_panels // _MOST_PANELS)
@@ -180,6 +195,8 @@ def accumulator(dtype: DType) -> DType:
 def _cut(words: int) -> tuple[int, int]:
     """Words per chunk and chunks: even pieces if there are any, else little padding."""
     fewest = -(-words // MOST_WORDS)
+    if words.__class__ is not int:  # a size: what may come out even is not known
+        return _round_up(-(-words // fewest), 4), fewest
     for chunks in range(fewest, 2 * fewest + 1):
         if words % chunks == 0 and (words // chunks % 4 == 0 or chunks == 1):
             return words // chunks, chunks
@@ -192,7 +209,7 @@ def _round_up(n: int, to: int) -> int:
 
 def is_small(m: int, k: int, n: int, dtypes: Sequence[DType]) -> bool:
     """Whether compiling for a product would cost more than it ever saves; dtypes of a and b."""
-    return _work(m, k, n) <= _most(dtypes)
+    return roughly(_work(m, k, n), _most(dtypes))
 
 
 def _most(dtypes: Sequence[DType]) -> int:
@@ -261,9 +278,9 @@ def _takes_small(plan: Plan, b: Buffer, y: Buffer) -> bool:
     """Whether the small kernel makes a product that is small; b may be too slow to gather."""
     if not plan.small or not _is_gathered(plan, b):
         return plan.small
-    if plan.chunks > 1 and y.dtype is not plan.accumulate:
+    if y.dtype is not plan.accumulate and plan.chunks > 1:
         return True  # no room for sums was asked for
-    return _work(plan.m, plan.k, plan.n) * _GATHERED <= _most((b.dtype,))
+    return roughly(_work(plan.m, plan.k, plan.n), _most((b.dtype,)) // _GATHERED)
 
 
 def _is_gathered(plan: Plan, b: Buffer) -> bool:
@@ -293,13 +310,13 @@ def _small_call(
     }
     a = a.view((*a.shape, 1), (*a.strides, 1)).fix(4)
     grid = (-(-plan.n // columns), -(-plan.m // rows), y.shape[0] * y.shape[1])
-    smallest = max(1, _WORTH // (rows * columns * max(plan.k, 1)))
+    smallest = maximum(1, _WORTH // (rows * columns * maximum(plan.k, 1)))
     return KernelCall(gemm_small, grid, (a, b, y, extras), consts, smallest)
 
 
 def _is_direct(plan: Plan, b: Buffer) -> bool:
     """Whether b's rows can be read where they are, and copying would not pay."""
-    return plan.m <= _FEW_ROWS and not _is_gathered(plan, b)
+    return not _is_gathered(plan, b) and roughly(plan.m, _FEW_ROWS, 2)
 
 
 def _direct_call(
@@ -310,9 +327,10 @@ def _direct_call(
     epilogue: Callable[..., Any],
     extras: tuple[Buffer, ...],
 ) -> KernelCall:
-    rows = _power_of_two(-(-plan.m // -(-plan.m // ROWS)))  # few sizes: each is compiled
-    columns = plan.panel // 2 if plan.n <= plan.panel // 2 else plan.panel
-    if plan.m == 1 and plan.n >= 8 * columns:
+    m, n = hint(plan.m), hint(plan.n)
+    rows = _power_of_two(-(-m // -(-m // ROWS)))  # few sizes: each is compiled
+    columns = plan.panel // 2 if n <= plan.panel // 2 else plan.panel
+    if m == 1 and n >= 8 * columns:
         columns *= 2
     consts = {
         "MT": rows,
@@ -459,13 +477,13 @@ def _block_call(
         y.shape[0] * y.shape[1],
     )
     # What is fetched ahead: elements in rows along the last axis, a share with every tile.
-    tiles = plan.rows // plan.tile
-    a_rows, b_rows = plan.rows, plan.panel
+    tiles = hint(plan.rows) // plan.tile
+    a_rows, b_rows, chunk = hint(plan.rows), plan.panel, hint(plan.chunk)
     if a_turned:
-        a_rows = plan.chunk * (2 if pairs and a.dtype not in (u32, u64) else 1)
+        a_rows = chunk * (2 if pairs and a.dtype not in (u32, u64) else 1)
     if not b_turned:
-        b_rows = plan.chunk * (2 if b_pairs and b.dtype is not u64 else 1)
-    a_share = min(2, -(-a_rows // (tiles * plan.panels)))
+        b_rows = chunk * (2 if b_pairs and b.dtype is not u64 else 1)
+    a_share = min(2, -(-a_rows // (tiles * hint(plan.panels))))
     b_share = -(-b_rows // tiles) if is_packed or tiles >= 8 else 0
     sizes = (plan.rows, plan.chunk, plan.panels, plan.chunks, a_share, b_share)
     return KernelCall(gemm_blocked, grid3, (a, b, sums, y, extras, *sizes), consts)

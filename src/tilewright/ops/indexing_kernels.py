@@ -26,6 +26,7 @@ from tilewright.ops.layout_kernels import (
 )
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
+from tilewright.sizes import hint
 
 __all__ = [
     "gather_nd_calls",
@@ -139,7 +140,7 @@ def _launch(kernel: Any, args: tuple[Buffer, ...], out: Buffer, **consts: Any) -
     rows = math.prod(lead)
     if not rows * width:
         return []
-    span = _SPAN if rows > 8 else 1 << 14
+    span = _SPAN if hint(rows) > 8 else 1 << 14
     per = rows_per_program(rows, width, 1 << 13)
     sizes = {"ROWS": per, "SPAN": span, "BLOCK": block_for(width, 64)}
     grid = (divide(width, span), divide(rows, per))
@@ -353,6 +354,7 @@ def _parts(n: int, programs: int, updates: int, span: int) -> int:
 
     Every instance reads all ids, so a scatter of few updates or of short rows is not cut.
     """
+    n, programs, updates = hint(n), hint(programs), hint(updates)
     pieces = 1 if updates < 1024 or span < 32 else max(1, min(_PARTS // programs, n))
     return max(1, divide(n, pieces))
 

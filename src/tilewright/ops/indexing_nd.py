@@ -30,6 +30,7 @@ from tilewright.ops.indexing_rules import (
     zeros_of,
 )
 from tilewright.ops.table import OpDef, make, register
+from tilewright.sizes import has_value
 
 __all__ = ["gather_nd", "scatter_nd", "scatter_nd_zeros"]
 
@@ -41,7 +42,7 @@ def _check_nd(op: str, ids: Node, shape: Sequence[Any]) -> int:
     """How many axes ``ids`` names."""
     check_ids(op, ids)
     n = ids.shape[-1] if ids.shape else 0
-    if not isinstance(n, int) or not 1 <= n <= len(shape):
+    if not has_value(n) or not 1 <= n <= len(shape):
         raise ShapeError(
             f"{op} wants ids (k.., n) with 1 <= n <= {len(shape)} axes of "
             f"{shape_of(tuple(shape))}, got {shape_of(ids.shape)}"

@@ -13,6 +13,7 @@ from tilewright.graph import Node, Shape, const_node, shape_of
 from tilewright.ops import elementwise, views
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.layout_kernels import copy_calls, zero_calls
+from tilewright.sizes import has_value
 
 __all__ = [
     "MODES",
@@ -120,7 +121,7 @@ def put_in_order(
 def size_of(x: Node, axis: int) -> int:
     """The size of an axis, which must be known."""
     n = x.shape[axis]
-    if not isinstance(n, int):
+    if not has_value(n):
         raise ShapeError(f"axis {axis} of {x.dtype}{shape_of(x.shape)} has no size yet")
     return n
 

@@ -18,6 +18,7 @@ from tilewright.lang import Array, Const, minimum, program_id, unroll, zeros
 from tilewright.ops.calls import KernelCall
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
+from tilewright.sizes import hint
 
 __all__ = [
     "as_bits",
@@ -99,6 +100,7 @@ def block_for(width: int, largest: int = 256) -> int:
 
 def rows_per_program(rows: int, width: int, work: int = 1 << 14) -> int:
     """How many rows one program instance takes: about ``work`` elements, but at least 8 parts."""
+    rows, width = hint(rows), hint(width)  # no choice changes bits
     return max(1, min(work // max(min(width, SPAN), 1), divide(rows, 8)))
 
 
@@ -155,7 +157,7 @@ def _row_call(kernel: Any, arrays: Sequence[Buffer]) -> list[KernelCall]:
     rows = math.prod(lead)
     if not rows * width:
         return []
-    span = SPAN if rows > 8 else 1 << 14
+    span = SPAN if hint(rows) > 8 else 1 << 14
     per = rows_per_program(rows, width)
     consts = {"ROWS": per, "SPAN": span, "BLOCK": block_for(width)}
     return [KernelCall(kernel, (divide(width, span), divide(rows, per)), tuple(arrays), consts)]

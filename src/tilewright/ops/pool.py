@@ -28,6 +28,7 @@ from tilewright.ops.pool_averages import average_calls, average_gradient_calls
 from tilewright.ops.pool_kernels import max_calls, scatter_calls, take_calls
 from tilewright.ops.table import OpDef, make, make_parts, register
 from tilewright.runtime.buffers import Buffer
+from tilewright.sizes import has_value
 
 __all__ = [
     "adaptive_avg_pool",
@@ -200,7 +201,7 @@ def _window_attrs(
 
 
 def _sizes(node: Node) -> tuple[int, ...]:
-    sizes = tuple(n for n in node.shape if isinstance(n, int))
+    sizes = tuple(n for n in node.shape if has_value(n))
     if len(sizes) != len(node.shape):
         raise ShapeError(f"pooling wants known sizes, got {shape_of(node.shape)}")
     return sizes

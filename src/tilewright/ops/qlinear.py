@@ -196,7 +196,7 @@ def matmul_integer(
         raise ShapeError(f"matmul: {shape_of(a.shape)} and {shape_of(b.shape)} do not fit")
     lead = broadcast_shapes(a.shape[:-2], b.shape[:-2])
     many = prod(sizes_of(b)[:-2]) > 1
-    groups = prod(map(int, lead)) if many else 1  # type: ignore[arg-type]
+    groups = prod(map(int, lead)) if many else 1
     if many:
         a = broadcast(a, (*lead, *a.shape[-2:]))
         b = broadcast(b, (*lead, k, n))

@@ -26,6 +26,7 @@ from tilewright.lang import fma, full, log, sin, sqrt, unroll
 from tilewright.ops import elementwise, reductions, views
 from tilewright.ops.kernel_functions import kernel_function
 from tilewright.ops.table import OpDef, make, register
+from tilewright.sizes import has_value
 
 __all__ = [
     "Key",
@@ -322,7 +323,7 @@ def categorical(logits: Node, key: Key, axis: int = -1) -> Node:
 
 
 def _whole(n: Any) -> int:
-    if not isinstance(n, int):
+    if not has_value(n):
         raise ShapeError(f"random arrays want sizes that are known, got {n}")
     return n
 

@@ -33,6 +33,7 @@ from tilewright.ops.views import (
     split,
     sum_to,
 )
+from tilewright.sizes import has_value, maximum
 
 __all__ = [
     "all",
@@ -209,7 +210,7 @@ def var(x: Node, axes: Axes = None, correction: float = 0, keepdims: bool = Fals
     """The variance over ``axes``: the sum of squared distances from the mean over
     ``count - correction`` (two passes, so a large mean costs no digits)."""
     over = normal_axes(axes, len(x.shape))
-    freedom = float(np.maximum(_count(x, over) - correction, 0))
+    freedom = _freedom(_count(x, over), correction)
 
     def forward(x: Node) -> Node:
         wide = _wide(x)
@@ -224,6 +225,13 @@ def var(x: Node, axes: Axes = None, correction: float = 0, keepdims: bool = Fals
         return [cast(mul(g, slope), x.dtype)]
 
     return custom_gradient(forward, rule)(x)
+
+
+def _freedom(count: Any, correction: float) -> Any:
+    """``count - correction``, not below 0."""
+    if has_value(count) and not isinstance(count, int) and correction == int(correction):
+        return maximum(count - int(correction), 0)
+    return float(np.maximum(count - correction, 0))
 
 
 def _shifted(x: Node, axes: tuple[int, ...]) -> tuple[Node, Node]:

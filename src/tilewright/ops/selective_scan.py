@@ -33,6 +33,7 @@ from tilewright.ops.selective_scan_kernels import (
     wide,
 )
 from tilewright.ops.table import OpDef, make_parts, register
+from tilewright.sizes import has_value
 
 __all__ = ["selective_scan"]
 
@@ -68,7 +69,7 @@ def _infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> Parts:
             "selective_scan wants floats x and delta (B, T, D), a (D, N), b and c (B, T, N), "
             f"d (D,), got {got}"
         )
-    if not isinstance(steps, int) or not isinstance(n, int):
+    if not has_value(steps) or not has_value(n):
         raise ShapeError(f"selective_scan wants sizes that are known, got {got}")
     chunks = divide(steps, chunk_of(n))
     return (x.shape, x.dtype), ((batch, chunks, n, width), wide(x.dtype))

@@ -23,6 +23,7 @@ from tilewright.ops.sorting_kernels import (
     searchsorted_calls,
 )
 from tilewright.ops.table import OpDef, make, register
+from tilewright.sizes import has_value
 
 __all__ = ["argsort", "searchsorted", "sort", "topk"]
 
@@ -31,7 +32,7 @@ def _argsort_infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Sh
     (x,) = inputs
     axis, k, dtype = attrs["axis"], attrs["k"], attrs["dtype"]
     n = x.shape[axis]
-    if not isinstance(n, int) or n >= 1 << 31:
+    if not has_value(n) or n >= 1 << 31:
         raise ShapeError(f"argsort wants an axis of fewer than 2**31 elements, got {n}")
     if dtype not in (i32, i64):
         raise ShapeError(f"argsort gives i32 or i64, not {dtype}")

@@ -50,6 +50,7 @@ from tilewright.ops.layout_kernels import (
 )
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
+from tilewright.sizes import has_value
 
 __all__ = ["argsort_calls", "argsort_workspace", "searchsorted_calls", "sortable"]
 
@@ -250,7 +251,7 @@ def argsort_workspace(dtype: DType, shape: Shape, axis: int) -> list[tuple[DType
     """The memory that :func:`argsort_calls` wants."""
     from tilewright import dtypes
 
-    sizes = [n for n in shape if isinstance(n, int)]
+    sizes = [n for n in shape if has_value(n)]
     n = sizes[axis]
     if n <= _SHORT or 0 in sizes:
         return []

@@ -18,6 +18,7 @@ from tilewright.errors import ShapeError
 from tilewright.graph import Node, Shape, shape_of
 from tilewright.ops.table import OpDef, make, register
 from tilewright.runtime.buffers import dense_strides
+from tilewright.sizes import has_value, may_be_other, same
 
 __all__ = [
     "barrier",
@@ -46,8 +47,8 @@ Attrs = Mapping[str, Any]
 
 
 def sizes_of(x: Node) -> tuple[int, ...]:
-    """``x``'s shape, which has no symbolic sizes in it."""
-    assert all(isinstance(n, int) for n in x.shape), f"{x} has symbolic sizes"
+    """``x``'s shape, of which every size has a value (at least in the trace that made ``x``)."""
+    assert all(n.__class__ is int or has_value(n) for n in x.shape), f"{x} has symbolic sizes"
     return cast("tuple[int, ...]", x.shape)
 
 
@@ -72,7 +73,7 @@ def normal_axes(axes: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
 def broadcast_shapes(*shapes: Shape) -> Shape:
     """The shape that all of ``shapes`` broadcast to, by NumPy's rules (sizes may be symbolic)."""
     first = shapes[0] if shapes else ()
-    if all(shape == first for shape in shapes):
+    if all(same(shape, first) for shape in shapes):
         return first
     out: list[Any] = []
     for back in range(1, max(map(len, shapes), default=0) + 1):
@@ -168,7 +169,7 @@ def reshape(x: Node, shape: Sequence[Any]) -> Node:
         if sizes.count(-1) > 1 or known == 0 or total % known:
             raise ShapeError(f"reshape: no size for -1 makes {sizes} of {shape_of(x.shape)}")
         sizes = tuple(total // known if n == -1 else n for n in sizes)
-    return x if sizes == x.shape else make("reshape", x, shape=sizes)
+    return x if same(sizes, x.shape) else make("reshape", x, shape=sizes)
 
 
 def expand_dims(x: Node, axis: int) -> Node:
@@ -252,12 +253,12 @@ register(
 def broadcast(x: Node, shape: Sequence[Any]) -> Node:
     """``x`` repeated along axes of size 1 and new leading axes, without a copy."""
     sizes = tuple(shape)
-    return x if sizes == x.shape else make("broadcast", x, shape=sizes)
+    return x if same(sizes, x.shape) else make("broadcast", x, shape=sizes)
 
 
 def sum_to(x: Node, shape: Shape) -> Node:
     """The transpose of ``broadcast``: ``x`` summed over what broadcasting ``shape`` repeated."""
-    if x.shape == shape:
+    if same(x.shape, shape):
         return x
     lead = len(x.shape) - len(shape)
     if lead < 0 or broadcast_shapes(x.shape, shape) != x.shape:
@@ -364,7 +365,8 @@ def slice_(
     A step may be negative; ``start`` is then the last place, the first one taken.
     """
     hops = (1,) * len(x.shape) if steps is None else tuple(steps)
-    if tuple(sizes) == x.shape and not any(starts) and all(t == 1 for t in hops):
+    moved = any(map(may_be_other, starts)) or any(t != 1 for t in hops)
+    if not moved and same(tuple(sizes), x.shape):
         return x
     return make("slice", x, starts=tuple(starts), sizes=tuple(sizes), steps=hops)
 
@@ -416,7 +418,7 @@ register(
 def pad(x: Node, widths: Sequence[tuple[int, int]], value: bool | int | float = 0) -> Node:
     """``x`` with ``before`` and ``after`` elements of ``value`` more along each axis."""
     margins = tuple((lo, hi) for lo, hi in widths)
-    if len(margins) == len(x.shape) and not any(lo or hi for lo, hi in margins):
+    if len(margins) == len(x.shape) and not any(may_be_other(n) for m in margins for n in m):
         return x
     return make("pad", x, widths=margins, value=value)
 

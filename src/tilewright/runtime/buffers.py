@@ -13,6 +13,7 @@ import numpy as np
 
 from tilewright.dtypes import DType, from_numpy
 from tilewright.errors import ShapeError
+from tilewright.sizes import whole
 
 __all__ = [
     "ALIGN",
@@ -34,7 +35,8 @@ class Buffer:
 
     Attributes:
         dtype: element type; bf16 is stored as uint16 bit patterns.
-        shape: sizes.
+        shape: sizes. While a program for many sizes is built they may be symbolic, as strides and
+            pointer are then (see :mod:`tilewright.sizes`); such a buffer has no memory of its own.
         strides: distances between neighbours along each axis, in elements.
         pointer: address of the element at index 0, 0, ...
         owner: what keeps the memory alive.
@@ -90,8 +92,8 @@ class Buffer:
         Raises :class:`ShapeError` when the view would leave the bytes this buffer spans.
         """
         kind = dtype or self.dtype
-        sizes = tuple(int(n) for n in shape)
-        steps = dense_strides(sizes) if strides is None else tuple(int(s) for s in strides)
+        sizes = tuple([whole(n) for n in shape])
+        steps = dense_strides(sizes) if strides is None else tuple([whole(s) for s in strides])
         if len(steps) != len(sizes):
             raise ShapeError(f"a view of shape {sizes} wants {len(sizes)} strides, got {steps}")
         low, high = _span(sizes, steps)

@@ -26,14 +26,23 @@ from tilewright.dtypes import DType, bf16, boolean, f16, f32, f64, from_float32
 from tilewright.errors import ShapeError
 from tilewright.lang.ir import ArrayType, TileType
 
-__all__ = ["Grid", "Packer", "Parameter", "View", "grid_of", "runtime_parameters", "unpack"]
+__all__ = [
+    "MOST_PROGRAMS",
+    "Grid",
+    "Packer",
+    "Parameter",
+    "View",
+    "grid_of",
+    "runtime_parameters",
+    "unpack",
+]
 
 Grid = int | Sequence[int]
 Parameter = tuple[str, ArrayType | TileType | tuple[ArrayType, ...]]
 
 _F32: Final = struct.Struct("<f")
 _U32: Final = struct.Struct("<I")
-_MAX_PROGRAMS: Final = (1 << 28) - 1
+MOST_PROGRAMS: Final = (1 << 28) - 1
 
 
 @dataclass(frozen=True)
@@ -74,9 +83,9 @@ def grid_of(grid: Grid, kernel: str = "launch") -> tuple[int, int, int]:
         sizes = ()
     if not 1 <= len(sizes) <= 3 or any(g < 0 for g in sizes):
         raise ShapeError(f"{kernel}: a grid is one to three sizes >= 0, got {grid!r}")
-    if math.prod(sizes) > _MAX_PROGRAMS:
+    if math.prod(sizes) > MOST_PROGRAMS:
         raise ShapeError(
-            f"{kernel}: grid {sizes} has {math.prod(sizes)} programs, at most {_MAX_PROGRAMS} "
+            f"{kernel}: grid {sizes} has {math.prod(sizes)} programs, at most {MOST_PROGRAMS} "
             "fit one launch; give each program more work"
         )
     return (*sizes, 1, 1)[:3]  # type: ignore[return-value]

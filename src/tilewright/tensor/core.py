@@ -25,6 +25,7 @@ from tilewright.graph import Node, data_node
 from tilewright.ops import elementwise as ew
 from tilewright.ops import views
 from tilewright.runtime.buffers import Buffer
+from tilewright.sizes import Real, Size
 from tilewright.tensor.conversions import Conversions
 from tilewright.tensor.methods import Methods
 from tilewright.tensor.modes import mode, trace_error
@@ -509,7 +510,7 @@ def binary(
             x = source(a)
         dtype = x.dtype
         if b.__class__ is not float or dtype.kind != "f":  # the most usual needs no checks
-            if not isinstance(b, (bool, int, float)):
+            if not isinstance(b, (bool, int, float, Size, Real)):
                 if not isinstance(b, np.generic):
                     return foreign(b)
                 b = b.item()

@@ -15,6 +15,7 @@ from tilewright.ops import elementwise as ew
 from tilewright.ops import views
 from tilewright.runtime.buffers import empty as empty_buffer
 from tilewright.runtime.buffers import from_array
+from tilewright.sizes import Size, has_value, is_fixed, length_of, whole
 from tilewright.tensor.core import Tensor, apply
 from tilewright.tensor.nodes import cast_node, fresh, number_node, own
 from tilewright.tensor.promotion import (
@@ -215,7 +216,7 @@ def from_dlpack(x: Any, /, *, device: Any = None, copy: bool | None = None) -> T
 def shape_tuple(shape: int | Sequence[int]) -> tuple[int, ...]:
     """Sizes as a tuple; one may be given without."""
     sizes: Any = (shape,) if hasattr(shape, "__index__") else shape
-    out = tuple([n.__index__() for n in sizes])
+    out = tuple([whole(n) for n in sizes])
     if any(n < 0 for n in out):
         raise ShapeError(f"sizes are not negative, got {out}")
     return out
@@ -237,13 +238,13 @@ def full(
     if isinstance(fill_value, (Tensor, np.generic)):
         fill_value = fill_value.item()
     if dtype is None:
-        kinds = {bool: boolean, int: DEFAULT_INT, float: DEFAULT_FLOAT}
+        kinds = {bool: boolean, int: DEFAULT_INT, float: DEFAULT_FLOAT, Size: DEFAULT_INT}
         if type(fill_value) not in kinds:
             raise DTypeError(f"full wants a bool, an int or a float, got {fill_value!r}")
         kind = kinds[type(fill_value)]
     else:
         kind = as_dtype(dtype)
-    if kind.is_integer and isinstance(fill_value, int):
+    if kind.is_integer and has_value(fill_value):
         scalar_dtype(fill_value, kind)  # raises when it does not fit
     return Tensor(filled(shape_tuple(shape), fill_value, kind))
 
@@ -311,13 +312,13 @@ def arange(
         first, last = 0, first
     if hop == 0:
         raise ValueError("arange: the step is 0")
-    integral = all(isinstance(v, int) for v in (first, last, hop))
+    integral = all(has_value(v) for v in (first, last, hop))
     if dtype is None:
         kind = DEFAULT_INT if integral else DEFAULT_FLOAT
     else:
         kind = as_dtype(dtype)
     if integral:
-        count = len(range(first, last, hop))  # type: ignore[arg-type]
+        count = length_of(first, last, hop)
     else:
         count = max(0, math.ceil((last - first) / hop))
     if kind.is_integer and integral:
@@ -326,7 +327,10 @@ def arange(
             for value in (first, end):
                 if not RANGES[kind][0] <= value <= RANGES[kind][1]:
                     raise OverflowError(f"arange: {value} does not fit {kind}")
-        return Tensor(_progression(int(first), int(hop), count, kind))
+        return Tensor(_progression(whole(first), whole(hop), count, kind))
+    if integral and kind.bits >= 32 and not is_fixed((first, last, hop)):  # type: ignore[arg-type]
+        exact = _progression(whole(first), whole(hop), count, DEFAULT_INT)
+        return Tensor(cast_node(exact, kind))
     # few programs ask for these; their last bit matters more than where they are computed
     values = first + np.arange(count, dtype=np.float64) * hop
     return from_numpy(values, copy=False).astype(kind)

@@ -22,6 +22,7 @@ from tilewright.ops import elementwise as ew
 from tilewright.ops import indexing as ops
 from tilewright.ops import views
 from tilewright.ops.bounds import known_range
+from tilewright.sizes import length_of, slice_indices, whole
 from tilewright.tensor.bounds import checked_ids
 from tilewright.tensor.core import DERIVED, LEAF, Tensor, apply, source, wrap
 from tilewright.tensor.elementwise import check_tensor
@@ -109,8 +110,8 @@ def _parse(x: Tensor, key: tuple[Any, ...]) -> _Key:
             continue
         n = x.shape[axis]
         if isinstance(k, slice):
-            first, stop, step = k.indices(n)
-            size = len(range(first, stop, step))
+            first, stop, step = slice_indices(k, n)
+            size = length_of(first, stop, step)
             starts[axis], sizes[axis], steps[axis] = (first if size else 0), size, step
             kept.append(axis)
         elif isinstance(k, Tensor):
@@ -144,8 +145,8 @@ def _item(k: Any) -> Any:
 
 def _whole(value: Any) -> int:
     try:
-        return value.__index__()
-    except AttributeError:
+        return whole(value)
+    except TypeError:
         raise BoundsError(
             "an index is an integer, a slice, None, '...', or a tensor or list of integers or "
             f"bool; got {type(value).__name__}"

@@ -257,7 +257,7 @@ def _result_size(terms: Sequence[Term], pair: tuple[int, int], output: str) -> i
     sizes: dict[str, int] = {}
     for k in pair:
         for c, n in zip(terms[k][1], terms[k][0].shape):
-            sizes[c] = max(n, sizes.get(c, 1))  # type: ignore[type-var,assignment]
+            sizes[c] = max(n, sizes.get(c, 1))  # type: ignore[assignment]
     others = set(output).union(*(t[1] for k, t in enumerate(terms) if k not in pair))
     return math.prod(n for c, n in sizes.items() if c in others)
 

@@ -8,6 +8,7 @@ from typing import Any
 from tilewright.errors import BoundsError, DTypeError, ShapeError
 from tilewright.graph import Node
 from tilewright.ops import views
+from tilewright.sizes import has_value, whole
 from tilewright.tensor.core import Tensor, apply, source, wrap
 from tilewright.tensor.nodes import cast_node
 from tilewright.tensor.promotion import promoted
@@ -61,7 +62,7 @@ def reshape(x: Tensor, /, shape: Sequence[int], *, copy: bool | None = None) -> 
     ``copy=True`` copies; ``copy=False`` raises ``ValueError`` when the layout in memory does not
     allow a view (which realises the tensor).
     """
-    sizes = tuple([n.__index__() for n in shape])
+    sizes = tuple([whole(n) for n in shape])
     if copy:
         return apply(lambda node: views.copy(views.reshape(node, sizes)), x)
     result = apply(views.reshape, x, shape=sizes)
@@ -224,11 +225,14 @@ def split(x: Tensor, sizes: int | Sequence[int], /, *, axis: int = 0) -> tuple[T
     """Consecutive pieces of ``sizes`` (or one size for all but the last), without copies."""
     at = axis_of(axis, x.ndim, "split")
     n = x.shape[at]
-    if isinstance(sizes, int):
-        sizes = [min(sizes, n - i) for i in range(0, n, sizes)]
-    if sum(sizes) != n:
-        raise ShapeError(f"split: {tuple(sizes)} do not add up to axis {at} of {x.shape}")
-    pieces = views.split(source(x), list(sizes), at)
+    if has_value(sizes):
+        most: Any = sizes
+        parts = [min(most, n - i * most) for i in range(-(-n // most))]
+    else:
+        parts = list(sizes)  # type: ignore[arg-type]
+    if sum(parts) != n:
+        raise ShapeError(f"split: {tuple(parts)} do not add up to axis {at} of {x.shape}")
+    pieces = views.split(source(x), parts, at)
     return tuple([wrap(p, x) for p in pieces])
 
 
@@ -241,9 +245,9 @@ def pad(
 ) -> Tensor:
     """``x`` with ``(before, after)`` elements of ``value`` more along each axis."""
     margins: Any = widths
-    if isinstance(margins, int):
+    if has_value(margins):
         margins = (margins, margins)
-    if len(margins) == 2 and all(isinstance(w, int) for w in margins):
+    if len(margins) == 2 and all(has_value(w) for w in margins):
         margins = [margins] * x.ndim
     return apply(views.pad, x, widths=tuple([tuple(m) for m in margins]), value=value)
 
@@ -272,7 +276,7 @@ def repeat(x: Tensor, repeats: int | Tensor, /, *, axis: int | None = None) -> T
             ids = [i for i, count in enumerate(counts) for _ in range(count)]
             return take(x, asarray(ids, dtype="i64"), axis=at)
         repeats = counts[0]
-    count = int(repeats)
+    count = whole(repeats)
     if count < 0:
         raise ValueError(f"repeat: counts are not negative, got {count}")
     shape = x.shape

@@ -9,8 +9,9 @@ import numpy as np
 
 from tilewright.dtypes import DType
 from tilewright.errors import DTypeError
-from tilewright.graph import Node, const_node, data_node, scalar_node
+from tilewright.graph import Node, Size, const_node, data_node, scalar_node
 from tilewright.ops import elementwise as ew
+from tilewright.sizes import Real
 from tilewright.tensor.modes import mode
 from tilewright.tensor.promotion import Number
 
@@ -47,7 +48,8 @@ def number_node(value: Number, dtype: DType) -> Node:
 def cast_node(node: Node, dtype: DType) -> Node:
     """``node`` as ``dtype``; a number changes its dtype where it stands."""
     if node.op == "scalar" and dtype.is_float:
-        return scalar_node(float(node.attrs["value"]), dtype)
+        value = node.attrs["value"]
+        return scalar_node(value if isinstance(value, (Size, Real)) else float(value), dtype)
     return ew.cast(node, dtype)
 
 

@@ -32,6 +32,7 @@ from tilewright.dtypes import (
     u64,
 )
 from tilewright.errors import DTypeError
+from tilewright.sizes import Real, Size
 
 __all__ = [
     "DEFAULT_FLOAT",
@@ -111,7 +112,7 @@ def scalar_dtype(value: Number, dtype: DType) -> DType:
     """
     if isinstance(value, bool):
         return dtype
-    if isinstance(value, int):
+    if isinstance(value, (int, Size)):
         if dtype.kind == "b":
             dtype = DEFAULT_INT
         if dtype.kind == "f":
@@ -123,7 +124,7 @@ def scalar_dtype(value: Number, dtype: DType) -> DType:
                 "cast the array to a wider dtype first"
             )
         return dtype
-    if isinstance(value, float):
+    if isinstance(value, (float, Real)):
         return dtype if dtype.kind == "f" else DEFAULT_FLOAT
     raise DTypeError(f"no dtype holds {value!r}: tensors are real numbers or bool")
 

@@ -1,6 +1,6 @@
 """Nested structures of tensors: dicts, lists, tuples, dataclasses.
 
-Anything else in them (None, numbers, strings) stays as it is.
+Anything else in them (None, numbers, strings) stays as it is; sizes become numbers.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from tilewright.sizes import Real, Size
 from tilewright.tensor.core import Tensor
 
 __all__ = ["leaves", "map_tree", "replaced"]
@@ -45,4 +46,6 @@ def map_tree(fn: Callable[[Tensor], Any], tree: Any) -> Any:
             f.name: map_tree(fn, getattr(tree, f.name)) for f in dataclasses.fields(tree) if f.init
         }
         return dataclasses.replace(tree, **fields)
+    if isinstance(tree, (Size, Real)):
+        return int(tree) if isinstance(tree, Size) else float(tree)
     return tree

@@ -18,6 +18,7 @@ from tilewright.graph import Node, Shape
 from tilewright.ops import table
 from tilewright.ops.epilogue import Epilogue, Step
 from tilewright.ops.views import reshape
+from tilewright.sizes import has_value, hint, key_of
 
 __all__ = ["fuse_epilogues"]
 
@@ -133,7 +134,7 @@ class _Search:
             return False
         small = 1
         for n in source.shape:
-            small = small * n if isinstance(n, int) else 1 << 30
+            small = small * hint(n) if has_value(n) else 1 << 30
         return not is_elementwise(source) or len(self.users[source]) > 1 or small <= 1 << 14
 
     def _closed(self, host: Node, found: list[Node]) -> list[Node]:
@@ -183,7 +184,7 @@ def _fused(region: _Region, new: dict[Node, Node], made: list[Node]) -> Node:
     steps: list[Step] = []
     kinds: list[str] = []
     extras: list[Node] = []
-    places: dict[tuple[Node, str, Shape], int] = {}
+    places: dict[tuple[Node, str, Any], int] = {}
 
     def place(source: Node, shape: Shape) -> int:
         if source in at:
@@ -194,7 +195,7 @@ def _fused(region: _Region, new: dict[Node, Node], made: list[Node]) -> Node:
             return len(steps)
         bound = absorb(host, source, shape)
         assert bound is not None
-        key = (source, *bound)
+        key = (source, bound[0], key_of(bound[1]))
         if key not in places:
             kinds.append(bound[0])
             shaped = reshape(new[source], bound[1])

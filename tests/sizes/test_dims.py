@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tilewright.errors import ShapeError
-from tilewright.graph import Dim, Size, evaluate, shape_of, upper_bound
+from tilewright.sizes import Dim, Size, evaluate, shape_of, upper_bound
 
 T, R = Dim("tokens", 512), Dim("rows", 64)
 small = st.integers(-5, 5)
