@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from tilewright.compiler.passes.channels import keep_channels_last
 from tilewright.compiler.passes.layout import blocked_images, fold_scales
+from tilewright.compiler.passes.qdq import fuse_quantized
 from tilewright.dtypes import DType
 from tilewright.graph import Node
 
@@ -21,6 +22,7 @@ def for_inference(
         dynamic: whether a leaf changes from run to run.
         compute: bf16: what convolutions round their operands to.
     """
+    roots = fuse_quantized(roots, dynamic)
     roots = keep_channels_last(roots)
     roots = fold_scales(roots, dynamic)
     return blocked_images(roots, dynamic, compute)

@@ -196,8 +196,8 @@ def quantize_linear(
     return Tensor(qlinear.on_channels_last(lambda v: quantize(v, scale, zeros), values))
 
 
-@op("DequantizeLinear", since=10, raw=True)
-@op("DequantizeLinear", domain="com.microsoft", raw=True)
+@op("DequantizeLinear", since=10, raw=True, fold=False)  # passes look for it
+@op("DequantizeLinear", domain="com.microsoft", raw=True, fold=False)
 def dequantize_linear(
     x: Any,
     x_scale: Any,

@@ -7,41 +7,31 @@ from functools import partial
 from math import prod
 from typing import Any
 
-import numpy as np
-
-from tilewright.dtypes import f32, i32
-from tilewright.errors import FormatError, ShapeError, UnsupportedError
+from tilewright.errors import FormatError, UnsupportedError
 from tilewright.graph import Node
 from tilewright.onnx.ops.quantization import conv_sizes, dynamic_bytes, known, node_of, pad_pairs
 from tilewright.onnx.registry import Call, op
-from tilewright.ops import qlinear, reductions
+from tilewright.ops import qlinear, qlinear_elementwise, reductions
 from tilewright.ops.activations import leaky_relu
-from tilewright.ops.arithmetic import add, div, literal, mul, sub
+from tilewright.ops.arithmetic import add, literal, mul
 from tilewright.ops.comparison import where
-from tilewright.ops.constants import constant, folded, values
-from tilewright.ops.creation import cast
 from tilewright.ops.elementwise import sigmoid
 from tilewright.ops.integer_layout import channels_first
 from tilewright.ops.pool import avg_pool
 from tilewright.ops.qlinear import Result, on_channels_last, zero_of
-from tilewright.ops.quantize import dequantize, quantize, quantized_product, quantized_sum
+from tilewright.ops.qlinear_elementwise import number, requantize
+from tilewright.ops.quantize import dequantize, quantize
 from tilewright.ops.views import broadcast, concat, permute, reshape, sizes_of
 from tilewright.tensor.core import Tensor
 
 MS = "com.microsoft"
 
 
-def _number(x: Node) -> Node:
-    if prod(sizes_of(x)) != 1:
-        raise ShapeError(f"one scale and zero point for all are wanted, got shape {sizes_of(x)}")
-    return reshape(x, ())
-
-
 def _quantised(ctx: Call, scale: Tensor, zero: Tensor | None, like: Node) -> tuple[Node, Node]:
     """(scale, zero point) as 0-d nodes."""
     s, z = known(ctx, scale, zero)
     assert s is not None
-    return _number(s), _number(zero_of(z, like))
+    return number(s), number(zero_of(z, like))
 
 
 def _unary(
@@ -64,10 +54,7 @@ def qlinear_add(
     sa, za = _quantised(ctx, a_scale, a_zero, x)
     sb, zb = _quantised(ctx, b_scale, b_zero, x)
     sc, zc = _quantised(ctx, c_scale, c_zero, x)
-    ra, rb = div(sa, sc), div(sb, sc)
-    fixed = sub(cast(zc, f32), add(mul(ra, cast(za, f32)), mul(rb, cast(zb, f32))))
-    ra, rb, fixed = folded(ra), folded(rb), folded(fixed)
-    return Tensor(on_channels_last(lambda u, v: quantized_sum(u, v, ra, rb, fixed), x, y))
+    return Tensor(qlinear_elementwise.qlinear_add(x, sa, za, y, sb, zb, sc, zc))
 
 
 @op("QLinearMul", domain=MS)
@@ -80,8 +67,7 @@ def qlinear_mul(
     sa, za = _quantised(ctx, a_scale, a_zero, x)
     sb, zb = _quantised(ctx, b_scale, b_zero, x)
     sc, zc = _quantised(ctx, c_scale, c_zero, x)
-    ratio = folded(div(mul(sa, sb), sc))
-    return Tensor(on_channels_last(lambda u, v: quantized_product(u, v, za, zb, ratio, zc), x, y))
+    return Tensor(qlinear_elementwise.qlinear_mul(x, sa, za, y, sb, zb, sc, zc))
 
 
 @op("QLinearSigmoid", domain=MS)
@@ -114,18 +100,9 @@ def qlinear_global_average_pool(
         node = channels_first(node, sizes_of(node)[-1])
     sx, zx = _quantised(ctx, x_scale, x_zero, node)
     sy, zy = _quantised(ctx, y_scale, y_zero, node)
-    _, c, *size = sizes_of(node)
-    count = prod(size)
-    inner = (
-        node.inputs[0]
-        if node.op == "channels_first"
-        else permute(node, (0, *range(2, len(node.shape)), 1))
-    )
-    total = reductions.sum(cast(inner, i32), tuple(range(1, len(size) + 1)), True)
-    total = sub(total, mul(cast(zx, i32), literal(count, total)))
-    ratio = folded(div(sx, mul(sy, literal(float(count), sy))))
-    y = quantize(mul(cast(total, f32), ratio), constant(np.ones((), np.float32)), zy)
-    return Tensor(y if channels_last else channels_first(y, c))
+    y = qlinear_elementwise.qlinear_plane_mean(node, sx, zx, sy, zy)
+    rank = len(y.shape)
+    return Tensor(permute(y, (0, *range(2, rank), 1)) if channels_last else y)
 
 
 @op("QLinearAveragePool", domain=MS)
@@ -168,16 +145,6 @@ def qlinear_concat(y_scale: Tensor, y_zero: Tensor, *parts: Tensor, axis: int, c
 
 def _requantized(source: tuple[Node, Node], target: tuple[Node, Node], x: Node) -> Node:
     return requantize(x, *source, *target)
-
-
-def requantize(x: Node, sx: Node, zx: Node, sy: Node, zy: Node) -> Node:
-    """Bytes with another scale and zero point; x itself where both are the same."""
-    known_values = [values(v) for v in (sx, sy, zx, zy)]
-    if all(v is not None for v in known_values):
-        a, b, c, d = known_values
-        if np.array_equal(a, b) and np.array_equal(c, d):  # type: ignore[arg-type]
-            return x
-    return quantize(dequantize(x, sx, zx), sy, zy)
 
 
 @op("QLinearSoftmax", domain=MS)
