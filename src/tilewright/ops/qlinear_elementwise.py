@@ -64,7 +64,6 @@ def qlinear_plane_mean(x: Node, sx: Node, zx: Node, sy: Node, zy: Node) -> Node:
 def requantize(x: Node, sx: Node, zx: Node, sy: Node, zy: Node) -> Node:
     """Bytes with another scale and zero point; x itself where both are known to be the same."""
     a, b, c, d = (values(v) for v in (sx, sy, zx, zy))
-    if a is not None and b is not None and np.array_equal(a, b):
-        if c is not None and d is not None and np.array_equal(c, d):
-            return x
+    if all(v is not None for v in (a, b, c, d)) and (a, c) == (b, d):
+        return x
     return quantize(dequantize(x, sx, zx), sy, zy)

@@ -113,11 +113,8 @@ class _Pass:
     def _known(self, node: Node) -> np.ndarray | None:
         """The values of a node that depends on nothing that changes."""
         order = pending([node])
-        if any(
-            n.is_leaf and (n.value is None or self.dynamic(n)) for n in order if n.op != "const"
-        ):
-            return None
-        if any(n.value is not None and self.dynamic(n) for n in order):
+        leaves = (n for n in order if (n.is_leaf and n.op != "const") or n.value is not None)
+        if any(n.value is None or self.dynamic(n) for n in leaves):
             return None
         array: np.ndarray = np.asarray(evaluate_nodes(order, {})[node])
         return array
@@ -267,9 +264,9 @@ class _Pass:
         steps = (x * w).astype(np.float32).reshape(-1)
         if source.op == "dequantize" and source.value is None and source.inputs[0].dtype is i32:
             q, scale, zero = (values(v) for v in source.inputs)
-            if q is not None and scale is not None and zero is not None and not zero.any():
-                if np.allclose(scale.reshape(-1), steps, rtol=1e-5, atol=0):
-                    return True, constant(q.reshape(-1))
+            fits = q is not None and scale is not None and zero is not None and not zero.any()
+            if fits and np.allclose(scale.reshape(-1), steps, 1e-5, 0):  # type: ignore[union-attr]
+                return True, constant(q.reshape(-1))  # type: ignore[union-attr]
         known = self._known(bias)
         if known is None or not (steps > 0).all():
             return False, None
