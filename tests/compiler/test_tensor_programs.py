@@ -142,3 +142,14 @@ def test_empty_results_and_empty_sums() -> None:
     np.testing.assert_array_equal(total.value.numpy(), np.zeros(4))
     assert doubled.value.shape == (0, 4)
     assert empty(f32, (0,)).size == 0
+
+
+def test_short_last_axes_are_walked_along_a_longer_one() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 9, 5, 130), np.float32)
+    apart = views.reshape(leaf(x), (2, 3, 3, 5, 130))
+    turned = views.permute(apart, (0, 3, 1, 4, 2))
+    y = ew.mul(views.copy(turned), ew.exp(views.broadcast(leaf(x[0, 0, 0, :3].copy()), (3,))))
+    (expected,) = (table.evaluate_nodes(pending([y]), {})[n] for n in [y])
+    one = run([y], 1)[0]
+    np.testing.assert_allclose(one, expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(run([y], 2)[0], one)

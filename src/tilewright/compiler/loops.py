@@ -39,6 +39,8 @@ from tilewright.sizes import maximum, minimum
 
 __all__ = ["BLOCK", "Scalar", "loop_calls", "split_workspace"]
 
+_SHORT = 8  # elements of a last axis that leave most lanes idle...
+_LONG = 64  # ...where another axis has this many
 _WORTH = 8192  # elements that are worth handing to another thread
 _HALF = (f16, bf16)
 _KEEPING = IDENTITIES - {"cast"}  # ops whose elements are those of their input
@@ -97,13 +99,32 @@ def loop_calls(
     if 0 in (n for d, n in enumerate(group.domain) if d not in (group.reduced or ())):
         return []
     if not group.closed:
-        return [_Kernel(group, outputs, buffers, cheap).call()]
+        made = _Kernel(group, outputs, buffers, cheap)
+        turned = _turned(group, made)
+        return [(made if turned is None else _Kernel(turned, outputs, buffers, cheap)).call()]
     assert workspace is not None
     (node,) = group.members
     first = _Kernel(group, [node], {**buffers, node: workspace}, cheap, split=True).call()
     partial = data_node(workspace)
     keep = Node(node.op, (partial,), node.shape, node.dtype, {"axes": (0,)})
     return [first, _finish(keep, partial, buffers[node])]
+
+
+def _turned(group: Group, walk: Walk) -> Group | None:
+    """A group that reduces nothing with a long axis along the lanes, where its last is short."""
+    if group.reduced or walk.axes[-1].size >= _SHORT:
+        return None
+    arrays = [o.strides for _, o in (*walk.operands.values(), *walk.results)]
+    long = [a for a in walk.axes if a.size >= _LONG]
+    if not long:
+        return None
+    near = min(long, key=lambda axis: sum(abs(strides[axis.last]) for strides in arrays))
+    moved = range(near.first, near.last + 1)
+    order = [d for d in range(len(group.domain)) if d not in moved] + list(moved)
+    at = {d: i for i, d in enumerate(order)}
+    maps = {n: tuple(at[d] if d >= 0 else -1 for d in m) for n, m in group.maps.items()}
+    domain = tuple(group.domain[d] for d in order)
+    return Group(group.number, domain, None, group.members, maps)
 
 
 def _finish(node: Node, partial: Node, out: Buffer) -> KernelCall:

@@ -111,6 +111,7 @@ def conv_blocks(
     SLAB: Const,
     PANELS: Const,
     CHUNK: Const,
+    LAST: Const,
     epilogue: Inline,
 ):
     """y (N, groups * OB, OH, OW, 16) from x (N, groups, B, H, W, inner) and packed w.
@@ -119,6 +120,7 @@ def conv_blocks(
     PIECE (rows, columns) of PANELS panels, in tiles of TILE: grid (OH * OW / PIECE, N, groups *
     panels / PANELS). SLAB is (rows, columns) of the copy of x, or empty: x is read in place. The
     weights of CHUNK blocks of x are used for every tile before the next ones; sums wait in memory.
+    The last block has LAST words of channels.
     """
     rows, columns = PIECE
     across = (y.shape[3] + (columns - 1)) // columns
@@ -147,7 +149,10 @@ def conv_blocks(
                     if w.shape[2] > CHUNK and b0 > 0:
                         acc = sums[i * over + j, 0 : TILE[0], 0 : TILE[1], 0 : w.shape[6]]
                     for b in range(b0, tl.minimum(b0 + CHUNK, w.shape[2])):
-                        for c in range(w.shape[3]):
+                        there = w.shape[3]
+                        if LAST < w.shape[3]:
+                            there = tl.where(b < w.shape[2] - 1, w.shape[3], LAST)
+                        for c in range(there):
                             for kh in range(w.shape[4]):
                                 for kw in unroll(w.shape[5]):
                                     right = w[g, panel, b, c, kh, kw, 0 : w.shape[6]]

@@ -129,6 +129,7 @@ def conv_calls(
         "PIECE": piece,
         "SLAB": slab,
         "PANELS": per_program,
+        "LAST": inner if plain else min(inner, (attrs["channels"] // groups - 1) % BLOCK + 1),
         "CHUNK": _chunk(blocks, kh * kw * inner * lanes * 4),
         "epilogue": _finish(attrs.get("epilogue")),
     }
