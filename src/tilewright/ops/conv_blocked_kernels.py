@@ -150,7 +150,7 @@ def conv_blocks(
                         acc = sums[i * over + j, 0 : TILE[0], 0 : TILE[1], 0 : w.shape[6]]
                     for b in range(b0, tl.minimum(b0 + CHUNK, w.shape[2])):
                         there = w.shape[3]
-                        if LAST < w.shape[3]:
+                        if w.shape[3] > LAST:
                             there = tl.where(b < w.shape[2] - 1, w.shape[3], LAST)
                         for c in range(there):
                             for kh in range(w.shape[4]):
