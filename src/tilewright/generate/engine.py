@@ -1,8 +1,10 @@
 """The engine: sequences, pages, and one step over any mix of them.
 
-A :class:`Sequence` owns pages of the KV cache; :meth:`Engine.step` takes some tokens for each of
-some sequences, runs one program, and returns logits. Which sequences ride together, and how a
-prompt is cut into steps, never changes a bit of the result.
+A :class:`Sequence` owns pages of the KV cache, or two slots of recurrent state: a step reads one
+and writes the other, so that one made again after an interrupt reads what it read before.
+:meth:`Engine.step` takes some tokens for each of some sequences, runs one program, and returns
+logits. Which sequences ride together, and how a prompt is cut into steps, never changes a bit of
+the result.
 """
 
 from __future__ import annotations
@@ -23,11 +25,19 @@ __all__ = ["Engine", "Sequence", "Work"]
 
 @dataclass(eq=False)
 class Sequence:
-    """One text in the cache. ``length`` tokens are stored; ``row`` is its row of the page table."""
+    """One text in the cache.
+
+    Attributes:
+        row: its row of the page table.
+        length: tokens that are stored.
+        pages: of the cache, in order.
+        turn: which of its two slots holds the recurrent state.
+    """
 
     row: int
     length: int = 0
     pages: list[int] = field(default_factory=list)
+    turn: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,7 @@ class Engine:
         self._free_pages = list(range(limits.pages - 1, -1, -1))
         self._free_rows = list(range(limits.sequences - 1, -1, -1))
         self._in = {name: buffer.numpy() for name, buffer in program.inputs.items()}
+        self._paged = "page_table" in self._in
 
     def open(self) -> Sequence:
         """A new, empty sequence."""
@@ -64,12 +75,18 @@ class Engine:
         self._free_rows.append(sequence.row)
         sequence.pages, sequence.length, sequence.row = [], 0, -1
 
-    def truncate(self, sequence: Sequence, length: int) -> None:
-        """Forget everything from token ``length`` on."""
+    def truncate(self, sequence: Sequence, length: int) -> int:
+        """Forget everything from token ``length`` on; returns how many tokens are still known.
+
+        Recurrent state cannot go back: unless nothing is to be forgotten, everything is.
+        """
+        if not self._paged and length < sequence.length:
+            length = 0
         keep = -(-length // PAGE)
         self._free_pages += reversed(sequence.pages[keep:])
         del sequence.pages[keep:]
         sequence.length = min(sequence.length, length)
+        return sequence.length
 
     def step(self, work: Seq[Work]) -> np.ndarray:
         """Feed every item's ids; logits (sum of outputs, vocab) float32, in the order of ``work``.
@@ -82,21 +99,26 @@ class Engine:
         token = tile = out = 0
         for item in work:
             seq, n = item.sequence, len(item.ids)
-            self._grow(seq, seq.length + n)
             stop = token + n
             ins["ids"][token:stop] = item.ids
-            ins["positions"][token:stop] = np.arange(seq.length, seq.length + n, dtype=np.int32)
-            ins["sequences"][token:stop] = seq.row
-            for start in range(token, stop, TILE_TOKENS):
-                ins["tiles"][tile] = (seq.row, start, min(TILE_TOKENS, stop - start))
-                tile += 1
+            if self._paged:
+                self._place(seq, token, n)
+                for start in range(token, stop, TILE_TOKENS):
+                    ins["tiles"][tile] = (seq.row, start, min(TILE_TOKENS, stop - start))
+                    tile += 1
+            elif n:
+                target = 2 * seq.row + 1 - seq.turn
+                ins["write_slots"][token:stop] = target
+                ins["read_slots"][token:stop] = target
+                ins["read_slots"][token] = 2 * seq.row + seq.turn if seq.length else -1
             ins["output_rows"][out : out + item.outputs] = np.arange(
                 stop - item.outputs, stop, dtype=np.int32
             )
             token, out = stop, out + item.outputs
         self.program.run({"tokens": token, "tiles": tile, "outputs": out})
         for item in work:  # only now: an interrupted step has fed nothing
-            item.sequence.length += len(item.ids)
+            seq, n = item.sequence, len(item.ids)
+            seq.length, seq.turn = seq.length + n, seq.turn ^ int(n > 0)
         return self.program.outputs["logits"].numpy()[:out]
 
     def feed(self, sequence: Sequence, ids: Seq[int] | np.ndarray, chunk: int = 0) -> np.ndarray:
@@ -134,15 +156,20 @@ class Engine:
                     f"{length} tokens do not fit a context of {limits.context} "
                     f"({item.sequence.length} are in it already)"
                 )
-            pages += max(-(-length // PAGE) - len(item.sequence.pages), 0)
+            if self._paged:
+                pages += max(-(-length // PAGE) - len(item.sequence.pages), 0)
         if pages > len(self._free_pages):
             raise ContextLengthError(
                 f"the cache has {len(self._free_pages)} free pages of {PAGE} tokens, "
                 f"{pages} more are needed"
             )
 
-    def _grow(self, sequence: Sequence, length: int) -> None:
-        while len(sequence.pages) * PAGE < length:
+    def _place(self, sequence: Sequence, token: int, n: int) -> None:
+        """Find pages for ``n`` more tokens, which stand at ``token`` of the step."""
+        first, stop = sequence.length, sequence.length + n
+        while len(sequence.pages) * PAGE < stop:
             page = self._free_pages.pop()
             self._in["page_table"][sequence.row, len(sequence.pages)] = page
             sequence.pages.append(page)
+        self._in["positions"][token : token + n] = np.arange(first, stop, dtype=np.int32)
+        self._in["sequences"][token : token + n] = sequence.row

@@ -67,6 +67,4 @@ def measure(
 
 def decode_bytes(model: Model, context: int) -> int:
     """Bytes that one decoded token must read: every matrix once, and the cache so far."""
-    config = model.config
-    cache = 2 * config.n_layers * config.n_kv_heads * config.head_dim * 4 * context
-    return model.matrix_bytes + cache
+    return model.matrix_bytes + model.config.memory_bytes(context)

@@ -19,8 +19,7 @@ from tilewright.generate.engine import Sequence as CacheSequence
 from tilewright.generate.sampling import Sampler, SamplingParams
 from tilewright.generate.stream import TextStream
 from tilewright.layers import StepLimits
-from tilewright.models.config import DecoderConfig, config_from_metadata
-from tilewright.models.load import load_graph, slow_types
+from tilewright.models.load import ModelConfig, load_graph, model_config, slow_types
 from tilewright.ops.kvcache import PAGE
 from tilewright.tokenizers import Tokenizer, from_metadata
 
@@ -149,7 +148,7 @@ class Model:
 
     def __init__(
         self,
-        config: DecoderConfig,
+        config: ModelConfig,
         tokenizer: Tokenizer,
         engine: Engine,
         plan: dict[str, int],
@@ -283,9 +282,9 @@ def plan_file(file: GGUFFile, context: int | None = None) -> dict[str, int]:
     return memory_needs(load_graph(file, limits, config).graph)
 
 
-def _describe(file: GGUFFile) -> tuple[DecoderConfig, Tokenizer]:
+def _describe(file: GGUFFile) -> tuple[ModelConfig, Tokenizer]:
     """What the metadata says; raises where it cannot be understood or does not fit together."""
-    config = config_from_metadata(file.metadata, file.path)
+    config = model_config(file.metadata, file.path)
     tokenizer = from_metadata(file.metadata)
     if tokenizer.vocab_size > config.vocab_size:
         raise FormatError(
@@ -296,7 +295,7 @@ def _describe(file: GGUFFile) -> tuple[DecoderConfig, Tokenizer]:
 
 
 def _limits(
-    config: DecoderConfig, context: int | None, max_sequences: int, max_tokens: int
+    config: ModelConfig, context: int | None, max_sequences: int, max_tokens: int
 ) -> StepLimits:
     length = min(context or DEFAULT_CONTEXT, config.context_length)
     tokens = min(max_tokens, length * max_sequences)

@@ -47,7 +47,7 @@ class Conversation:
         limit = min(len(ids) - 1, len(self._cached), self._sequence.length)
         while shared < limit and ids[shared] == self._cached[shared]:
             shared += 1
-        self.model.engine.truncate(self._sequence, shared)
+        shared = self.model.engine.truncate(self._sequence, shared)
         self._cached = self._cached[:shared]
         stop = settings.pop("stop", ())
         limit_tokens = settings.pop("max_tokens", None)

@@ -1,4 +1,4 @@
-"""The inputs of one step: a ragged batch over a paged KV cache.
+"""The inputs of one step: a ragged batch over a paged KV cache, or over recurrent state.
 
 A step takes T tokens of any number of sequences. Each token has a position and a sequence; a
 sequence's page table says which pages of the cache hold its keys and values. One prompt, one next
@@ -84,6 +84,16 @@ class Step:
         return input_node("page_table", shape, i32)
 
     @cached_property
+    def read_slots(self) -> Node:
+        """(T,) slot of the recurrent state before each token; -1: it is the first of its text."""
+        return input_node("read_slots", (self.n_tokens,), i32)
+
+    @cached_property
+    def write_slots(self) -> Node:
+        """(T,) slot of the recurrent state after each token."""
+        return input_node("write_slots", (self.n_tokens,), i32)
+
+    @cached_property
     def output_rows(self) -> Node:
         """(R,) token rows whose logits are wanted."""
         return input_node("output_rows", (Dim("outputs", self.limits.outputs),), i32)
@@ -122,3 +132,8 @@ class Step:
             state_node(f"keys.{layer}", (pages, kv_heads, head_dim, PAGE), f32),
             state_node(f"values.{layer}", (pages, kv_heads, PAGE, head_dim), f32),
         )
+
+    def recurrent(self, what: str, layer: int, shape: tuple[int, ...]) -> Node:
+        """A layer's recurrent state, (slots, *shape): two slots per sequence, of which a step reads
+        one and writes the other."""
+        return state_node(f"{what}.{layer}", (2 * self.limits.sequences, *shape), f32)

@@ -6,13 +6,18 @@ change the numbers, so it is refused by name before any weight is read.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from tilewright.errors import FormatError, UnsupportedError
 from tilewright.layers.rope import Pairing, Rope
+from tilewright.models.metadata import (
+    MetadataReader,
+    architecture_of,
+    unsupported_architecture,
+    vocab_size,
+)
 
 __all__ = [
     "ARCHITECTURES",
@@ -42,6 +47,10 @@ class DecoderConfig:
     norm_eps: float
     mlp: Literal["swiglu", "gelu"]
     rope: Rope | None
+
+    def memory_bytes(self, tokens: int) -> int:
+        """What a token reads of the cache after ``tokens`` of its sequence."""
+        return 2 * self.n_layers * self.n_kv_heads * self.head_dim * 4 * tokens
 
     def summary(self) -> str:
         """One line for people."""
@@ -122,25 +131,12 @@ def config_from_metadata(metadata: Mapping[str, Any], path: object = None) -> De
         UnsupportedError: unknown architecture, key, rope scaling, or mixture of experts.
         FormatError: a key is missing, of the wrong type, or inconsistent with another.
     """
-    read = _Reader(metadata, path)
-    name = read.text("general.architecture")
+    name = architecture_of(metadata, path)
+    read = MetadataReader(metadata, path, name)
     arch = ARCHITECTURES.get(name)
     if arch is None:
-        near = difflib.get_close_matches(name, ARCHITECTURES, n=1)
-        hint = f"; the nearest supported one is {near[0]!r}" if near else ""
-        raise UnsupportedError(
-            f"{read.where}architecture {name!r} is not supported "
-            f"(supported: {', '.join(sorted(ARCHITECTURES))}){hint}"
-        )
-    unknown = sorted(
-        k for k in metadata if k.startswith(name + ".") and k[len(name) + 1 :] not in arch.keys
-    )
-    if unknown:
-        raise UnsupportedError(
-            f"{read.where}metadata has keys that this engine does not understand, and they may "
-            f"change the result: {', '.join(unknown)}"
-        )
-    read.prefix = name + "."
+        raise unsupported_architecture(name, ARCHITECTURES, path)
+    read.refuse_unknown(arch.keys)
     if read.count("expert_count", 0):
         raise UnsupportedError(
             f"{read.where}this is a mixture of {read.count('expert_count', 0)} experts; "
@@ -163,7 +159,7 @@ def config_from_metadata(metadata: Mapping[str, Any], path: object = None) -> De
     rope = _rope(read, head_dim, arch.pairing) if arch.pairing else None
     config = DecoderConfig(
         architecture=name,
-        vocab_size=_vocab_size(read),
+        vocab_size=vocab_size(read),
         context_length=read.count("context_length"),
         dim=dim,
         n_layers=read.count("block_count"),
@@ -176,14 +172,11 @@ def config_from_metadata(metadata: Mapping[str, Any], path: object = None) -> De
         mlp=arch.mlp,
         rope=rope,
     )
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if item.type == "int" and not 0 < value < 2**31:
-            raise FormatError(f"{item.name} is {value}", path=path)
+    read.refuse_sizes(config)
     return config
 
 
-def _rope(read: _Reader, head_dim: int, pairing: Pairing) -> Rope:
+def _rope(read: MetadataReader, head_dim: int, pairing: Pairing) -> Rope:
     dims = read.count("rope.dimension_count", head_dim)
     if not 0 < dims <= head_dim or dims % 2:
         raise FormatError(f"{dims} rotary dimensions in heads of {head_dim}", path=read.path)
@@ -210,55 +203,3 @@ def _rope(read: _Reader, head_dim: int, pairing: Pairing) -> Rope:
         beta_fast=read.number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=read.number("rope.scaling.yarn_beta_slow", 1.0),
     )
-
-
-def _vocab_size(read: _Reader) -> int:
-    tokens = read.metadata.get("tokenizer.ggml.tokens")
-    stated = read.count("vocab_size", 0)
-    if tokens is None and not stated:
-        raise FormatError("neither a vocabulary nor a vocab_size", path=read.path)
-    return stated or len(tokens)  # type: ignore[arg-type]
-
-
-class _Reader:
-    """Typed access to metadata under a prefix."""
-
-    def __init__(self, metadata: Mapping[str, Any], path: object) -> None:
-        self.metadata, self.path, self.prefix = metadata, path, ""
-
-    @property
-    def where(self) -> str:
-        return f"{self.path}: " if self.path else ""
-
-    def __contains__(self, key: str) -> bool:
-        return self.prefix + key in self.metadata
-
-    def _get(self, key: str, default: Any, kinds: tuple[type, ...], what: str) -> Any:
-        full = self.prefix + key
-        if full not in self.metadata:
-            if default is None:
-                raise FormatError(f"metadata lacks {full!r}", path=self.path)
-            return default
-        value = self.metadata[full]
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            raise FormatError(
-                f"metadata {full!r} should be {what}, it is {type(value).__name__}: "
-                f"{str(value)[:60]}",
-                path=self.path,
-            )
-        return value
-
-    def text(self, key: str, default: str | None = None) -> str:
-        return str(self._get(key, default, (str,), "a string"))
-
-    def count(self, key: str, default: int | None = None) -> int:
-        value = int(self._get(key, default, (int,), "an integer"))
-        if value < 0:
-            raise FormatError(f"metadata {self.prefix + key!r} is {value}", path=self.path)
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = float(self._get(key, default, (int, float), "a number"))
-        if value != value or abs(value) == float("inf"):
-            raise FormatError(f"metadata {self.prefix + key!r} is {value}", path=self.path)
-        return value

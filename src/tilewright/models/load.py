@@ -2,41 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from tilewright.errors import UnsupportedError
 from tilewright.formats.gguf import GGUFFile
 from tilewright.graph import Graph
 from tilewright.layers import Step, StepLimits, WeightBook
-from tilewright.models.config import DecoderConfig, config_from_metadata
+from tilewright.models.config import ARCHITECTURES, DecoderConfig, config_from_metadata
 from tilewright.models.decoder import build_decoder
+from tilewright.models.mamba import ARCHITECTURE as MAMBA
+from tilewright.models.mamba import MambaConfig, build_mamba, mamba_config
+from tilewright.models.metadata import architecture_of, unsupported_architecture
 from tilewright.ops.packed import block_layout, packed_formats
 from tilewright.ops.weights import FileWeight
 
-__all__ = ["LoadedGraph", "load_graph", "slow_types"]
+__all__ = ["LoadedGraph", "ModelConfig", "load_graph", "model_config", "slow_types"]
+
+ModelConfig = DecoderConfig | MambaConfig
 
 
 @dataclass(frozen=True)
 class LoadedGraph:
     """A model's step, not yet compiled; no weight has been read."""
 
-    config: DecoderConfig
+    config: ModelConfig
     graph: Graph
     step: Step
 
 
+def model_config(metadata: Mapping[str, Any], path: object = None) -> ModelConfig:
+    """The config of the model that ``metadata`` describes, of any family.
+
+    Raises:
+        UnsupportedError: an architecture, key or setting that there is no code for.
+        FormatError: a key is missing, of the wrong type, or inconsistent with another.
+    """
+    name = architecture_of(metadata, path)
+    if name == MAMBA:
+        return mamba_config(metadata, path)
+    if name not in ARCHITECTURES:
+        raise unsupported_architecture(name, {*ARCHITECTURES, MAMBA}, path)
+    return config_from_metadata(metadata, path)
+
+
 def load_graph(
-    file: GGUFFile, limits: StepLimits, config: DecoderConfig | None = None
+    file: GGUFFile, limits: StepLimits, config: ModelConfig | None = None
 ) -> LoadedGraph:
     """Build the step's graph from a file's header.
 
     Raises :class:`UnsupportedError` for an architecture, key or tensor type that has no code, and
     :class:`FormatError` for tensors that are missing, left over or of the wrong shape.
     """
-    config = config or config_from_metadata(file.metadata, file.path)
+    config = config or model_config(file.metadata, file.path)
     tensors = _weights(file)
     book = WeightBook(tensors, file.path)
+    if isinstance(config, MambaConfig):
+        step = Step(limits, None)
+        return LoadedGraph(config, build_mamba(config, book, step), step)
     factors = None
     if config.rope is not None and "rope_freqs.weight" in book:
         book.vector("rope_freqs.weight", config.rope.dims // 2)

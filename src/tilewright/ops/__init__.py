@@ -71,6 +71,7 @@ __all__ = [
     "quantize",
     "random",
     "recurrent",
+    "recurrent_steps",
     "reductions",
     "resize",
     "roi",

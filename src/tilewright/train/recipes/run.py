@@ -19,10 +19,10 @@ from tilewright.tensor import random
 from tilewright.train.checkpoint import best_checkpoint, list_checkpoints, load_checkpoint
 from tilewright.train.recipes.autoencoder import run_autoencoder
 from tilewright.train.recipes.decoders import read_config
-from tilewright.train.recipes.export import export_decoder, export_module
+from tilewright.train.recipes.export import export_decoder, export_mamba
 from tilewright.train.recipes.gpt import make_gpt
 from tilewright.train.recipes.images import ImageOptions
-from tilewright.train.recipes.language import LanguageOptions, sample, train_language_model
+from tilewright.train.recipes.language import LanguageOptions, train_language_model
 from tilewright.train.recipes.llama import make_llama
 from tilewright.train.recipes.lora import train_lora
 from tilewright.train.recipes.mamba import make_mamba
@@ -231,8 +231,7 @@ def _run_language(kind: str, settings: Mapping[str, Any], show: Show) -> dict[st
     load_best(module, folder, show)
     name = os.path.basename(os.path.abspath(folder))
     if isinstance(module, MambaLM):
-        config = {"model_type": "mamba", **asdict(module.config)}
-        paths = export_module(module, folder, config)
+        paths = export_mamba(module, text.metadata, folder, name)
     else:
         paths = export_decoder(module, text.metadata, folder, name)
     for path in paths:
@@ -292,9 +291,6 @@ def _sampled(module: Module, folder: str, settings: Mapping[str, Any], text: Tex
         prompt = "\n" if "\n" in text.tokenizer.decode(text.train[:4096].tolist()) else ""
     ids = text.tokenizer.encode(prompt) or text.validation[:1].tolist()
     count, seed = settings["sample"], settings["seed"]
-    if isinstance(module, MambaLM):
-        made = list(sample(module, ids, count, settings["context"], seed=seed))
-        return (prompt + text.tokenizer.decode(made)).strip("\n")
     from tilewright.generate.model import load
 
     model = load(os.path.join(folder, "model.gguf"), context=settings["context"], max_sequences=1)
