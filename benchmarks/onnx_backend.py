@@ -17,11 +17,8 @@ float8 and 4-bit types fail there. They are counted as what they are and named a
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import multiprocessing.connection
 import os
 import re
-import resource
 import sys
 import tempfile
 import time
@@ -33,10 +30,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.common import machine, write_report
+from benchmarks.workers import Limits, run_all
 
 ENGINES = ("tilewright", "onnxruntime")
-_MEMORY = 12 << 30
-_RECYCLED = 250  # cases, after which a process makes way for a fresh one
 
 
 @dataclass
@@ -123,86 +119,17 @@ def load_suite(engine: str, pattern: str) -> Suite:
     return suite
 
 
-def _serve(suite: Suite, connection: Any) -> None:
-    """A worker process: cases in, results out. What cases print goes nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    while (case := connection.recv()) is not None:
-        connection.send(suite.run(*case))
-    os._exit(0)
-
-
-class Worker:
-    """A process that runs cases, and the one it is at."""
-
-    def __init__(self, suite: Suite) -> None:
-        context = multiprocessing.get_context("fork")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(suite, theirs), daemon=True)
-        self.process.start()
-        theirs.close()
-        self.case: tuple[str, str] | None = None
-        self.since = 0.0
-        self.served = 0
-
-    def start(self, case: tuple[str, str]) -> None:
-        """Give it a case."""
-        self.case, self.since = case, time.monotonic()
-        self.served += 1
-        self.connection.send(case)
-
-    def result(self, limit: float) -> Result | None:
-        """How its case ended; None while it is running."""
-        try:
-            if self.connection.poll():
-                found: Result = self.connection.recv()
-                return found
-        except (EOFError, OSError):
-            self.process.join()
-            return Result("crash", f"the process ended with status {self.process.exitcode}")
-        if time.monotonic() - self.since > limit:
-            self.stop()
-            return Result("time", f"not done after {limit:g} s")
-        return None
-
-    def stop(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
-
-
 def run_suite(suite: Suite, jobs: int, limit: float, progress: bool) -> dict[str, Result]:
     """Every case's result, ``jobs`` at a time."""
     results: dict[str, Result] = {}
-    waiting = list(reversed(suite.names))
-    workers: list[Worker] = []
-    while waiting or any(w.case for w in workers):
-        for worker in list(workers):
-            if worker.case is None:
-                continue
-            found = worker.result(limit)
-            if found is None:
-                continue
-            results[worker.case[1]] = found
-            worker.case = None
-            if found.outcome in ("crash", "time") or worker.served >= _RECYCLED:
-                worker.stop()
-                workers.remove(worker)
-        while waiting and len(workers) < jobs:
-            workers.append(Worker(suite))
-        for worker in workers:
-            if worker.case is None and waiting:
-                worker.start(waiting.pop())
+    for (_, name), outcome in run_all(
+        lambda case: suite.run(*case), suite.names, jobs, Limits(seconds=limit)
+    ):
+        results[name] = (
+            outcome.result if outcome.kind == "done" else Result(outcome.kind, outcome.text)
+        )
         if progress:
             print(f"\r{len(results)}/{len(suite.names)} ", end="", file=sys.stderr, flush=True)
-        busy = [w.connection for w in workers if w.case]
-        multiprocessing.connection.wait(busy, timeout=0.5)
-    for worker in workers:
-        worker.stop()
     if progress:
         print("\r", end="", file=sys.stderr)
     return results

@@ -159,7 +159,7 @@ def test_unknown_architecture_is_found_in_the_header(tmp_path: Path) -> None:
 def test_too_large_a_plan_is_refused_with_numbers(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tilewright.generate.model._available_memory", lambda: 1000)
+    monkeypatch.setattr("tilewright.generate.model.available_bytes", lambda: 1000)
     with pytest.raises(OutOfMemoryError, match=r"needs .* MB \(weights .* are available"):
         tilewright.load(path)
 

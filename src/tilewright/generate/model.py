@@ -21,6 +21,7 @@ from tilewright.generate.stream import TextStream
 from tilewright.layers import StepLimits
 from tilewright.models.load import ModelConfig, load_graph, model_config, slow_types
 from tilewright.ops.kvcache import PAGE
+from tilewright.runtime.memory import available_bytes
 from tilewright.tokenizers import Tokenizer, from_metadata
 
 __all__ = ["DEFAULT_CONTEXT", "DEFAULT_MODEL", "Generation", "Model", "load", "plan_file"]
@@ -310,22 +311,10 @@ def _limits(
 
 def _check_memory(plan: dict[str, int]) -> None:
     """Refuse a plan that the machine cannot hold, before taking any of it."""
-    total, free = sum(plan.values()), _available_memory()
+    total, free = sum(plan.values()), available_bytes()
     if free is not None and total > free:
         parts = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in plan.items())
         raise OutOfMemoryError(
             f"the model needs {total / 1e6:.0f} MB ({parts}), {free / 1e6:.0f} MB are available; "
             "a smaller context or quantisation needs less"
         )
-
-
-def _available_memory() -> int | None:
-    """Bytes that can be taken without swapping, as the kernel estimates; None if unknown."""
-    try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import bisect
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,9 @@ class Operator:
         raw: may be given what no tensor holds (strings, float8, sequences, None).
         fold: its result for known inputs is computed while tracing, where it is small.
         inputs: least and largest number of inputs.
-        attrs: names of the attributes; required: those without a default.
+        needed: inputs (by position) that are never None.
+        attrs: names of the attributes; required: those without a default; kinds: their types, as
+            they stand in the function's source.
     """
 
     name: str
@@ -60,9 +62,11 @@ class Operator:
     raw: bool
     fold: bool
     inputs: tuple[int, int]
+    needed: frozenset[int]
     attrs: frozenset[str]
     required: frozenset[str]
     wants_call: bool
+    kinds: Mapping[str, str]
 
     def wants_host(self, position: int) -> bool:
         """Whether the contents of this input are wanted."""
@@ -86,7 +90,8 @@ def op(
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         low = high = 0
-        attrs, required = set(), set()
+        needed = set()
+        attrs, required, kinds = set(), set(), {}
         wants_call = False
         for p in inspect.signature(function).parameters.values():
             if p.kind is p.VAR_POSITIONAL:
@@ -96,14 +101,18 @@ def op(
                     wants_call = True
                     continue
                 attrs.add(p.name.rstrip("_"))
+                kinds[p.name.rstrip("_")] = str(p.annotation)
                 if p.default is p.empty:
                     required.add(p.name.rstrip("_"))
             else:
+                if p.default is p.empty and "None" not in str(p.annotation):
+                    needed.add(high)
                 high += 1
                 low += p.default is p.empty
         made = Operator(
             name, domain, since, function, frozenset(host), boundary, raw or boundary, fold,
-            (low, high), frozenset(attrs), frozenset(required), wants_call,
+            (low, high), frozenset(needed), frozenset(attrs), frozenset(required), wants_call,
+            kinds,
         )  # fmt: skip
         versions = _TABLE.setdefault((domain, name), [])
         if any(v.since == since for v in versions):

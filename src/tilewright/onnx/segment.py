@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,12 +12,12 @@ from tilewright.compiler.passes.inference import for_inference
 from tilewright.compiler.realize import located, structure
 from tilewright.compiler.realize import realize as realize_nodes
 from tilewright.compiler.static import StaticProgram, build
-from tilewright.graph import Node
+from tilewright.graph import Node, upper_bound
 from tilewright.runtime.buffers import Buffer
-from tilewright.runtime.memory import Memory, take
+from tilewright.runtime.memory import Memory, require, take
 from tilewright.runtime.program import LaunchTable, TimedPool
 
-__all__ = ["Arena", "Segment", "fold_constants"]
+__all__ = ["Arena", "Segment", "fold_constants", "require_memory"]
 
 
 class Arena:
@@ -58,6 +59,23 @@ def fold_constants(roots: Sequence[Node], dynamic: Mapping[Node, int]) -> None:
         realize_nodes(list(dict.fromkeys(wanted)))
 
 
+def require_memory(order: Sequence[Node]) -> None:
+    """Raise :class:`OutOfMemoryError` if a value of the graph is larger than the memory there is.
+
+    Also of values that are never written out whole: nobody would wait for the loops over them.
+    """
+    largest = max(order, key=_nbytes, default=None)
+    if largest is not None and _nbytes(largest) > 1 << 26:
+        shape = "x".join(map(str, largest.shape))
+        require(_nbytes(largest), f"the result {largest.dtype}[{shape}] of {largest.op}")
+
+
+def _nbytes(node: Node) -> int:
+    return (
+        0 if node.value is not None else math.prod(upper_bound(node.shape)) * node.dtype.bits // 8
+    )
+
+
 class Segment:
     """A program from the tensors that are alive before it to its results.
 
@@ -78,6 +96,7 @@ class Segment:
         arena: Arena,
         programs: dict[Any, StaticProgram],
     ) -> None:
+        require_memory(pending(roots))
         roots = for_inference(roots, dynamic.__contains__)
         fold_constants(roots, dynamic)
         self.arena = arena
@@ -106,6 +125,10 @@ class Segment:
             scalar_bits(order[i].attrs["value"], order[i].dtype)
             for i in self.program.scalar_positions
         ]
+        require(
+            self.program.arena_bytes + sum(self.program.output_bytes) - arena.memory.nbytes,
+            "working memory and results",
+        )
         arena.reserve(self.program.arena_bytes)
 
     def run(self, alive: Sequence[Buffer]) -> list[Buffer]:

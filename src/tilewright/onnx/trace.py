@@ -27,7 +27,9 @@ from tilewright.errors import FormatError, TilewrightError, UnsupportedError
 from tilewright.formats.onnx import Graph, NodeDef
 from tilewright.formats.onnx.model import Ref
 from tilewright.graph import Node, upper_bound
+from tilewright.onnx.guards import check_call, check_inputs, computed
 from tilewright.onnx.registry import Call, Operator, find
+from tilewright.onnx.segment import require_memory
 from tilewright.onnx.steps import (
     Done,
     Step,
@@ -52,7 +54,7 @@ from tilewright.tensor.modes import no_grad
 if TYPE_CHECKING:
     from tilewright.onnx.plan import Plan
 
-__all__ = ["Trace", "check_call"]
+__all__ = ["Trace"]
 
 _SMALL: Final = 1 << 14  # constants of up to so many elements are computed on the spot
 _DEPTH: Final = 100
@@ -208,6 +210,7 @@ class Trace:
             keywords["ctx"] = call
         while args and args[-1] is None:
             args = args[:-1]
+        check_inputs(operator, args)
         if operator.boundary:
             return self._boundary(operator, args, keywords)
         known = all(not _has_tensor(a) for a in args)
@@ -220,7 +223,7 @@ class Trace:
             a if operator.wants_host(i) else self._argument(operator, i, a)
             for i, a in enumerate(args)
         ]
-        results = _as_tuple(operator.function(*given, **keywords))
+        results = _as_tuple(computed(operator, given, keywords))
         return tuple(self.folded(r) for r in results) if known and operator.fold else results
 
     def _argument(self, operator: Operator, position: int, value: Any) -> Any:
@@ -341,6 +344,7 @@ class Trace:
             from tilewright.compiler.realize import realize
 
             if value.node.value is None:
+                require_memory(pending([value.node]))
                 realize([value.node])
             return array_of_buffer(value.node.value)
         return value
@@ -352,12 +356,12 @@ class Trace:
         found = [self._folded_fully(a) for a in args]
         tensors = [t for t in flat(found) if isinstance(t, Tensor)]
         if not tensors:
-            return _as_tuple(operator.function(*found, **keywords))
+            return _as_tuple(computed(operator, found, keywords))
         self._cut(tensors)
         if not self.step.kind:
             self.step.kind = "call"
             self.step.wanted = tuple(numbered(a, self.dynamic) for a in found)
-            self.step.function = lambda *a: _as_tuple(operator.function(*a, **keywords))
+            self.step.function = lambda *a: _as_tuple(computed(operator, a, keywords))
             self.step.kept = tuple(range(len(self.buffers)))
         placed = self.step.on_host(self.buffers, self.done)
         alive = [ref() for ref in self.leaves]
@@ -407,24 +411,6 @@ class Trace:
         if isinstance(value, list):
             return [self._fixed(v) for v in value]
         return self._folded_fully(value)
-
-
-def check_call(operator: Operator, node: NodeDef, attrs: dict[str, Any]) -> None:
-    """Raise unless the operator knows the node's attributes and takes so many inputs."""
-    unknown = sorted(set(attrs) - operator.attrs)
-    if unknown:
-        raise UnsupportedError(
-            f"attribute {', '.join(map(repr, unknown))} is not supported "
-            f"(known: {', '.join(sorted(operator.attrs)) or 'none'})"
-        )
-    missing = sorted(operator.required - set(attrs))
-    if missing:
-        raise FormatError(f"attribute {', '.join(map(repr, missing))} is missing")
-    low, high = operator.inputs
-    if not low <= len(node.inputs) <= high:
-        most = f"{low} to {high}" if high < 1 << 29 else f"{low} or more"
-        wants = str(low) if low == high else most
-        raise FormatError(f"takes {wants} inputs, got {len(node.inputs)}")
 
 
 def _has_tensor(value: Any) -> bool:

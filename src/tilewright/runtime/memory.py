@@ -10,11 +10,14 @@ from typing import Any, Final
 
 import numpy as np
 
-__all__ = ["KEPT_BYTES", "Memory", "take"]
+from tilewright.errors import OutOfMemoryError
+
+__all__ = ["KEPT_BYTES", "Memory", "available_bytes", "require", "take"]
 
 KEPT_BYTES: Final = 1 << 30
 _ALIGN: Final = 64
 _PAGE: Final = 4096
+_LARGE: Final = 1 << 26  # what is asked for before it is taken
 
 
 class Memory:
@@ -68,6 +71,42 @@ def take(nbytes: int) -> Memory:
             else:
                 free.bytes -= size
                 return Memory(raw, pointer, size)
+    require(size, "memory for a result")
     raw = np.empty(size + _ALIGN, np.uint8)
     address = raw.ctypes.data
     return Memory(raw, address + -address % _ALIGN, size)
+
+
+def require(nbytes: int, what: str) -> None:
+    """Raise :class:`OutOfMemoryError` with both numbers when ``nbytes`` are not there."""
+    if nbytes < _LARGE:
+        return
+    free = available_bytes()
+    if free is not None and nbytes > free:
+        raise OutOfMemoryError(
+            f"{what} takes {nbytes / 1e6:.0f} MB, {free / 1e6:.0f} MB are available"
+        )
+
+
+def available_bytes() -> int | None:
+    """Bytes that can be taken without swapping, as the kernel estimates; None if unknown.
+
+    What is kept for use again counts; a limit of the process's address space is respected.
+    """
+    found: list[int] = []
+    try:
+        import resource  # not everywhere
+
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    found.append(int(line.split()[1]) * 1024)
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            with open("/proc/self/statm") as file:
+                found.append(limit - int(file.read().split()[0]) * resource.getpagesize())
+    except (ImportError, OSError):
+        pass
+    if not found:
+        return None
+    return max(min(found), 0) + (_FREE.bytes if _FREE is not None else 0)

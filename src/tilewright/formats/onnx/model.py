@@ -204,6 +204,8 @@ def _opsets(imports: Any) -> dict[str, int]:
     found: dict[str, int] = {}
     for one in imports:
         domain = domain_of(one.domain)
+        if not 0 <= one.version < 1 << 31:
+            raise FormatError(f"operator set {domain or 'ai.onnx'} has version {one.version}")
         found[domain] = max(one.version, found.get(domain, 0))
     return found
 
@@ -222,9 +224,9 @@ class _Reader:
             raise FormatError(f"graphs lie more than {_DEPTH} deep in each other", path=self.path)
         constants: dict[str, np.ndarray] = {}
         for tensor in proto.initializer:
-            constants[tensor.name] = self.tensor(tensor)
+            constants[_text(tensor.name)] = self.tensor(tensor)
         for tensor in proto.sparse_initializer:
-            constants[tensor.values.name] = sparse_array(tensor, self.folder, self.path)
+            constants[_text(tensor.values.name)] = sparse_array(tensor, self.folder, self.path)
         inputs = [value_info(v) for v in proto.input]
         nodes = [self.node(n) for n in proto.node]
         values = {v.name: value_info(v) for v in proto.value_info}
@@ -241,6 +243,8 @@ class _Reader:
         return made
 
     def function(self, proto: Any) -> Function:
+        for text in (proto.name, proto.domain, *proto.input, *proto.output, *proto.attribute):
+            _text(text)
         nodes = [self.node(n) for n in proto.node]
         defaults = {a.name: self.attribute(a) for a in proto.attribute_proto}
         outputs = [ValueInfo(name) for name in proto.output]
@@ -268,6 +272,8 @@ class _Reader:
 
     def node(self, proto: Any) -> NodeDef:
         attrs = {a.name: self.attribute(a) for a in proto.attribute}
+        for text in (proto.op_type, proto.domain, proto.name, *proto.input, *proto.output, *attrs):
+            _text(text)
         return NodeDef(
             proto.op_type,
             domain_of(proto.domain),
@@ -415,9 +421,16 @@ def _guess(proto: Any) -> int:
     return kinds.INTS
 
 
+def _text(name: Any) -> str:
+    """A name; protobuf gives bytes for what is not UTF-8."""
+    if not isinstance(name, str):
+        raise FormatError(f"a name is not UTF-8: {bytes(name)[:60]!r}")
+    return name
+
+
 def value_info(proto: Any) -> ValueInfo:
     """A ``ValueInfoProto``."""
-    return _typed(proto.name, proto.type)
+    return _typed(_text(proto.name), proto.type)
 
 
 def _typed(name: str, proto: Any, depth: int = 0) -> ValueInfo:
@@ -441,4 +454,4 @@ def _size(dim: Any) -> int | str | None:
     which = dim.WhichOneof("value")
     if which == "dim_value":
         return int(dim.dim_value) if dim.dim_value >= 0 else None
-    return dim.dim_param or None if which == "dim_param" else None
+    return _text(dim.dim_param) or None if which == "dim_param" else None

@@ -73,6 +73,8 @@ def tensor_array(proto: Any, folder: Path | None, path: object = None) -> np.nda
 
     name = proto.name or "(unnamed)"
     dims = tuple(proto.dims)
+    if len(dims) > 64:  # NumPy's most
+        raise FormatError(f"has {len(dims)} axes, at most 64 can be held", path=path, tensor=name)
     if any(n < 0 for n in dims):
         raise FormatError(f"has negative sizes {dims}", path=path, tensor=name)
     dtype = numpy_dtype(proto.data_type, f"tensor {name!r}")
@@ -80,6 +82,8 @@ def tensor_array(proto: Any, folder: Path | None, path: object = None) -> np.nda
     bits = _bits(proto.data_type, dtype)
     wanted = -(-count * bits // 8)
     if proto.data_location == onnx.TensorProto.EXTERNAL:
+        if dtype.hasobject:
+            raise FormatError("strings are never in external files", path=path, tensor=name)
         raw = _external(proto, wanted, folder, path, name)
         return _from_bytes(raw, proto.data_type, dtype, dims, count)
     if proto.HasField("raw_data"):
@@ -152,8 +156,12 @@ def _external(proto: Any, wanted: int, folder: Path | None, path: object, name: 
     facts = {entry.key: entry.value for entry in proto.external_data}
     location = facts.get("location", "")
     root = folder.resolve()
-    file = (root / location).resolve()
-    if not location or "\0" in location or not file.is_relative_to(root) or file == root:
+    try:
+        file = (root / location).resolve()
+        inside = file.is_relative_to(root) and file != root
+    except (OSError, ValueError, RuntimeError):  # a zero byte, a circle of links
+        inside = False
+    if not location or not inside:
         raise FormatError(
             f"its external file {location!r} is not inside the model's folder",
             path=path,
