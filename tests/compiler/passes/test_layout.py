@@ -11,7 +11,7 @@ from tests.ops.gradcheck import compiled, data
 from tilewright.compiler.fusion import pending
 from tilewright.compiler.passes.inference import for_inference
 from tilewright.compiler.passes.layout import blocked_images
-from tilewright.dtypes import bf16, i32
+from tilewright.dtypes import bf16, f16, f32, i32
 from tilewright.graph import Node
 from tilewright.ops import elementwise as ew
 from tilewright.ops import reductions
@@ -119,3 +119,17 @@ def test_bf16() -> None:
     got, want = compiled([other, y])
     np.testing.assert_allclose(got, want, 0.05, 0.02)
     assert not np.array_equal(got, want)
+
+
+def test_half_precision_is_rounded_where_it_leaves() -> None:
+    x = data(RNG.standard_normal((1, 3, 20, 20)), f16)
+    w = [ew.cast(weight(*shape), f16) for shape in ((16, 3, 3, 3), (32, 16, 1, 1), (32, 32, 3, 3))]
+    y = ew.relu(ew.add(conv(x, w[0], 2), ew.cast(channels(16), f16)))
+    y = conv(max_pool(conv(y, w[1]), 2)[0], w[2], 1, 1)
+    y = ew.maximum(ew.mul(ew.cast(ew.cast(y, f32), f16), ew.literal(0.5, y)), ew.literal(0.0, y))
+    other = blocked_images([y], lambda node: node is x)
+    assert other[0].dtype is f16
+    casts = [n for n in pending(other) if n.op == "cast" and n.dtype is f16 and n.shape == y.shape]
+    assert casts == other
+    got, want = compiled([*other, y])
+    np.testing.assert_allclose(got, want, 2e-2, 2e-2)

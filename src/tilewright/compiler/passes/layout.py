@@ -2,7 +2,8 @@
 
 Convolutions, poolings and what lies between them are moved to the layout of
 :mod:`tilewright.ops.blocked`, whose kernels take weights that are packed once; images change their
-layout only where something else reads them. What computes in the new layout has the same bits.
+layout only where something else reads them. What computes in the new layout has the same bits, but
+for f16: images of it are f32 as long as they are blocked, rounded once where they leave.
 
 ``fold_scales`` first multiplies per-channel factors (a batch normalisation at rest) into the
 weights before them. That rounds other numbers, as it does everywhere.
@@ -17,11 +18,12 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from tilewright.compiler.fusion import is_elementwise, pending
-from tilewright.dtypes import DType, f32
-from tilewright.graph import Node
+from tilewright.dtypes import DType, f16, f32
+from tilewright.graph import Node, const_node
 from tilewright.ops import conv_blocked, pool_blocked, table
 from tilewright.ops.arithmetic import add, mul, neg
 from tilewright.ops.blocked import BLOCK, blocks_of, from_blocked, to_blocked
+from tilewright.ops.creation import cast
 from tilewright.ops.views import concat, pad, reshape, sizes_of
 
 __all__ = ["blocked_images", "fold_scales"]
@@ -176,7 +178,7 @@ class _Layout:
         found = self.plain.get(node)
         if found is None:
             if node in self.blocked:
-                found = from_blocked(self.blocked[node], sizes_of(node))
+                found = cast(from_blocked(self.blocked[node], sizes_of(node)), node.dtype)
             else:
                 found = node.with_inputs(tuple(self._as_plain(i) for i in node.inputs))
             self.plain[node] = found
@@ -185,7 +187,7 @@ class _Layout:
     def _as_blocked(self, node: Node) -> Node:
         found = self.blocked.get(node)
         if found is None:
-            found = self.blocked[node] = to_blocked(self._as_plain(node))
+            found = self.blocked[node] = to_blocked(_wide(self._as_plain(node)))
         return found
 
     def _moved(self, node: Node) -> Node | None:
@@ -239,7 +241,7 @@ class _Layout:
             image = self._as_blocked(x)
         else:
             sizes = sizes_of(x)
-            image = reshape(self._as_plain(x), (*sizes[:2], *(1,) * lead, *sizes[2:]))
+            image = reshape(_wide(self._as_plain(x)), (*sizes[:2], *(1,) * lead, *sizes[2:]))
         return conv_blocked.conv_blocked(image, weight, *window, groups, self.compute)
 
     def _pool(self, pool: Node) -> Node | None:
@@ -279,7 +281,10 @@ class _Layout:
         operands = [self._operand(s, sizes, sizes[1] % BLOCK == 0) for s in sources]
         if not tame or any(o is None for o in operands):
             return None
-        return table.make(node.op, *(o for o in operands if o is not None), **node.attrs)
+        made = [o for o in operands if o is not None]
+        if node.op == "cast":
+            return cast(made[0], f32 if node.dtype is f16 else node.dtype)
+        return table.make(node.op, *made, **node.attrs)
 
     def _operand(self, source: Node, sizes: tuple[int, ...], whole: bool) -> Node | None:
         """An operand of elementwise work on a blocked image of ``sizes``, broadcasting as before.
@@ -290,15 +295,24 @@ class _Layout:
         if shape == sizes:
             return self._as_blocked(source)
         if all(n == 1 for n in shape):
-            return reshape(self._as_plain(source), ())
+            return _wide(reshape(self._as_plain(source), ()))
         own = (1,) * (len(sizes) - len(shape)) + shape
         deep = (1,) * (4 - len(sizes))
         if own[1] == sizes[1] != 1:
             if len(shape) == len(sizes) and source in self.blocked:
                 return self.blocked[source]
-            image = to_blocked(reshape(self._as_plain(source), own))
+            image = to_blocked(_wide(reshape(self._as_plain(source), own)))
             assert image.shape[1] == blocks_of(sizes[1])
             return image
         if not whole:
             return None
-        return reshape(self._as_plain(source), (*own[:2], *deep, *own[2:], 1))
+        return _wide(reshape(self._as_plain(source), (*own[:2], *deep, *own[2:], 1)))
+
+
+def _wide(x: Node) -> Node:
+    """f16 as f32, anything else as it is; a number changes its dtype where it stands."""
+    if x.dtype is not f16:
+        return x
+    if x.op == "const":
+        return const_node(x.attrs["value"], f32)
+    return cast(x, f32)
