@@ -38,14 +38,11 @@ def single(op, feeds, outputs=("y",), opset=17, domain="", constants=(), inputs=
 
 
 def ours(model, feeds):
-    """Outputs by name, run twice: what a second run does differently is a mistake."""
+    """Outputs by name, of a second run: the first one had the same arrays turned round."""
     session = tilewright.onnx.load(model, threads=2)
     given = {k: v for k, v in feeds.items() if v is not None}
-    first = session.run(given)
-    second = session.run(given)
-    for name, one in first.items():
-        np.testing.assert_array_equal(one, second[name])
-    return first
+    session.run({k: np.flip(v) for k, v in given.items()})
+    return session.run(given)
 
 
 def theirs(model, feeds):

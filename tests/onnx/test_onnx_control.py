@@ -72,6 +72,25 @@ def test_long_loops_are_programs_that_look_alike():
     assert len(session._plan._programs) < 15
 
 
+def test_a_condition_that_depends_on_data_ends_a_loop():
+    step = [
+        node("Add", "s_in one", "s_out"),
+        node("ReduceSum", "s_out", "total", keepdims=0),
+        node("Less", "total limit", "go"),
+    ]
+    loop = loop_of(step, [("s", F)], [value("i")], inputs=["", "yes", "x"], outputs=["y", "count"])
+    session = load(
+        [loop],
+        [value("x", F, [2]), value("limit", F, [])],
+        [value("y"), value("count", I)],
+        {"one": np.ones(2, np.float32), "yes": np.array(True)},
+    )
+    for limit, rounds in ((5, 3), (1, 1), (9.5, 5)):
+        got = session.run({"x": np.zeros(2, np.float32), "limit": np.float32(limit)})
+        np.testing.assert_array_equal(got["y"], np.full(2, rounds, np.float32))
+        np.testing.assert_array_equal(got["count"], np.arange(rounds))
+
+
 def test_branches_see_what_is_around_them():
     then = helper.make_graph([node("Add", "h x", "t")], "then", [], [value("t")])
     other = helper.make_graph([node("MatMul", "h h", "e")], "else", [], [value("e")])

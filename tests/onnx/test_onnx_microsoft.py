@@ -312,7 +312,12 @@ def test_biases_of_positions():
     q, qb = normal(2, 5, 8), normal(8, seed=1)
     w, b, rel = normal(4, 8, seed=2), normal(8, seed=3), normal(1, 2, 5, 5, seed=4)
     feeds = {"q": q, "qb": qb, "rel": rel, "w": w, "b": b, "eco": normal(1, 2, 1, 1, seed=5)}
-    check("GatedRelativePositionBias", feeds, num_heads=2)
+    settings = {"domain": MICROSOFT, "num_heads": 2}
+    got = ours(single("GatedRelativePositionBias", feeds, **settings), feeds)["y"]
+    gates = (q + qb).reshape(2, 5, 2, 4).transpose(0, 2, 1, 3) @ w + b
+    gates = 1 / (1 + np.exp(-gates.reshape(2, 2, 5, 2, 4).sum(-1)))
+    want = (gates[..., :1] * (gates[..., 1:] * feeds["eco"] - 1) + 2) * rel
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_missing_says_so():

@@ -156,3 +156,16 @@ def test_shortcuts_see_when_inputs_change():
         one.run({"x": base.astype(np.int32)})
     with pytest.raises(ShapeError):
         one.run({"z": base})
+
+
+def test_operators_that_change_nothing_still_read_the_input():
+    """A reshape to the same shape, a transpose that moves nothing: no copy of the first run."""
+    for node in (
+        helper.make_node("Transpose", ["x"], ["y"], perm=[0, 1]),
+        helper.make_node("FusedMatMul", ["x", "x"], ["y"], domain="com.microsoft", transB=1),
+    ):
+        session = tilewright.onnx.load(model([node], [value("x", F, [2, 3])], [value("y")]))
+        for i in range(3):
+            x = np.arange(6, dtype=np.float32).reshape(2, 3) + i
+            want = x if node.op_type == "Transpose" else x @ x.T
+            np.testing.assert_array_equal(session.run({"x": x})["y"], want)

@@ -65,8 +65,10 @@ def buffer_of(array: np.ndarray, copy: bool = False) -> Buffer:
 
 
 def leaf(buffer: Buffer) -> Tensor:
-    """A tensor that is this memory."""
-    return Tensor(data_node(buffer))
+    """A tensor that is this memory, now: another run may put something else in its place."""
+    node = data_node(buffer)
+    node.attrs = {"varies": True}
+    return Tensor(node)
 
 
 def array_of_buffer(buffer: Buffer) -> np.ndarray:

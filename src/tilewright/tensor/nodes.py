@@ -23,7 +23,8 @@ __all__ = ["apart", "cast_node", "foreign", "fresh", "number_node", "own", "whol
 
 def fresh(node: Node) -> Node:
     """A node of the same value and another identity."""
-    if node.value is not None and mode.trace is None:  # a trace has to see where it comes from
+    # A trace has to see where it comes from; a leaf that varies is other data in the next run.
+    if node.value is not None and mode.trace is None and "varies" not in node.attrs:
         return data_node(node.value)
     return Node("reshape", (node,), node.shape, node.dtype, {"shape": node.shape})
 

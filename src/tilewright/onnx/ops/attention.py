@@ -16,12 +16,12 @@ import numpy as np
 from tilewright.dtypes import DType, bf16, f16, f32, f64
 from tilewright.errors import ShapeError, UnsupportedError
 from tilewright.nn import functional as F
+from tilewright.onnx.ops.gathers import rows_at
 from tilewright.onnx.registry import Call, op
 from tilewright.ops import flash
 from tilewright.tensor.core import Tensor
 from tilewright.tensor.creation import arange, full
 from tilewright.tensor.elementwise import exp, logical_and, maximum, tanh, where
-from tilewright.tensor.indexing import take
 from tilewright.tensor.manipulation import concat, pad, stack
 
 __all__ = ["Kind", "attend", "both", "heads_first", "rotated", "visible_band"]
@@ -216,7 +216,7 @@ def rotary_embedding(
 ) -> Tensor:
     """x (B, H, T, D) or (B, T, H * D) turned by the angles of its positions (Su et al. 2021)."""
     if positions is not None:
-        cos, sin = (at_positions(table, positions) for table in (cos, sin))
+        cos, sin = (rows_at(table, positions) for table in (cos, sin))
     if x.ndim == 3:
         if num_heads < 1:
             raise ShapeError("three axes want num_heads")
@@ -226,12 +226,6 @@ def rotary_embedding(
         return y.reshape(x.shape)
     cos, sin = (a.reshape((a.shape[0], 1, a.shape[1], -1)) for a in (cos, sin))
     return rotated(x, cos, sin, bool(interleaved), rotary_embedding_dim)
-
-
-def at_positions(table: Tensor, positions: Tensor) -> Tensor:
-    """Rows of a table (n, width) for positions (B, T): (B, T, width)."""
-    rows = take(table, positions.reshape((-1,)), axis=0)
-    return rows.reshape((*positions.shape, table.shape[-1]))
 
 
 # --- Attention -----------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ import numpy as np
 
 from tilewright.errors import FormatError, ShapeError
 from tilewright.formats.onnx import Graph, ValueInfo
+from tilewright.onnx.ops.gathers import rows_at
 from tilewright.onnx.registry import Call, op
 from tilewright.tensor.core import Tensor
-from tilewright.tensor.indexing import take
 from tilewright.tensor.manipulation import moveaxis, pad, stack
 
 _NODES: Final = 64  # of a body, in one segment of a long loop
@@ -100,7 +100,7 @@ def _item(ctx: Call, x: Tensor, axis: int, i: int, long: bool) -> Tensor:
     front = moveaxis(x, axis, 0)
     if not long:
         return ctx.keep(front[i])
-    return ctx.keep(take(front, ctx.trace.tensor(np.array([i], np.int64)), axis=0)[0])
+    return ctx.keep(rows_at(front, ctx.trace.tensor(np.array([i], np.int64)))[0])
 
 
 def run_scan(

@@ -34,6 +34,11 @@ def _check_ids(ids: Any) -> None:
         raise DTypeError(f"indices are int32 or int64, got {ids.dtype}")
 
 
+def rows_at(table: Tensor, ids: Tensor) -> Tensor:
+    """The rows (n, ...) of a table at ids of any shape; an id outside reads zeros."""
+    return apply(indexing.take, table, ids, axis=0)
+
+
 @op("Gather", raw=True)
 @moves(0)
 def gather(x: Tensor, indices: Tensor, *, axis: int = 0, ctx: Call) -> Tensor:

@@ -6,10 +6,11 @@ from typing import Any
 
 from tilewright.errors import ShapeError
 from tilewright.nn import functional as F
+from tilewright.onnx.ops.gathers import rows_at
 from tilewright.onnx.registry import Call, op
-from tilewright.tensor.core import Tensor
+from tilewright.ops import indexing
+from tilewright.tensor.core import Tensor, apply
 from tilewright.tensor.elementwise import where
-from tilewright.tensor.indexing import take, take_along_axis
 from tilewright.tensor.manipulation import expand_dims, squeeze
 
 
@@ -22,10 +23,10 @@ def _nll(
             f"scores (N, C, ...) want targets (N, ...), got {logs.shape}, {target.shape}"
         )
     safe = target if ignore is None else where(target == ignore, target * 0, target)
-    picked = squeeze(take_along_axis(logs, expand_dims(safe, axis=1), axis=1), 1)
+    picked = squeeze(apply(indexing.take_along_axis, logs, expand_dims(safe, axis=1), axis=1), 1)
     weights = None
     if weight is not None:
-        weights = take(weight, safe.reshape((-1,)), axis=0).reshape(safe.shape)
+        weights = rows_at(weight, safe)
     if ignore is not None:
         used = (target != ignore).astype(logs.dtype)
         weights = used if weights is None else weights * used

@@ -12,18 +12,18 @@ from tilewright.dtypes import f32, i32, i64
 from tilewright.errors import ShapeError, UnsupportedError
 from tilewright.onnx.ops.attention import (
     Kind,
-    at_positions,
     attend,
     both,
     heads_first,
     rotated,
     visible_band,
 )
+from tilewright.onnx.ops.gathers import rows_at
 from tilewright.onnx.registry import Call, op
-from tilewright.tensor.core import Tensor
+from tilewright.ops import indexing
+from tilewright.tensor.core import Tensor, apply
 from tilewright.tensor.creation import arange, zeros
 from tilewright.tensor.elementwise import clip, logical_and, maximum, where
-from tilewright.tensor.indexing import take_along_axis
 from tilewright.tensor.manipulation import broadcast_to, concat, pad, stack
 from tilewright.tensor.searching import searchsorted
 
@@ -196,7 +196,7 @@ def written(cache: Tensor, new: Tensor, start: Tensor, length: int) -> Tensor:
     inside = logical_and(at >= 0, at < t)
     rows = broadcast_to(clip(at, 0, t - 1), (new.shape[0], new.shape[1], length, 1))
     rows = broadcast_to(rows, (*rows.shape[:3], new.shape[3]))
-    return where(inside, take_along_axis(new, rows, axis=2), cache)
+    return where(inside, apply(indexing.take_along_axis, new, rows, axis=2), cache)
 
 
 @dataclass(frozen=True)
@@ -317,7 +317,7 @@ def group_query_attention(
         if positions is None or positions.shape != (b, t):
             steps = arange(t, dtype=i64).reshape((1, -1))
             positions = steps if fresh else before.reshape((-1, 1)) + steps
-        angles = [at_positions(table, positions) for table in (cos, sin)]
+        angles = [rows_at(table, positions) for table in (cos, sin)]
         c, s = (a.reshape((a.shape[0], 1, t, -1)) for a in angles)
         width = 2 * c.shape[-1]
         q, k = (rotated(x, c, s, bool(rotary_interleaved), width) for x in (q, k))
@@ -485,7 +485,7 @@ def rotary_embedding(
     b, t = x.shape[0], x.shape[1] if x.ndim == 3 else x.shape[2]
     if positions.size == 1:
         positions = positions.reshape((1, 1)) + arange(t, dtype=positions.dtype).reshape((1, -1))
-    angles = [at_positions(table, positions.reshape((-1, t))) for table in (cos, sin)]
+    angles = [rows_at(table, positions.reshape((-1, t))) for table in (cos, sin)]
     if x.ndim == 4:
         c, s = (a.reshape((a.shape[0], 1, t, -1)) for a in angles)
         return rotated(x, c, s, bool(interleaved), 2 * c.shape[-1])
@@ -525,13 +525,10 @@ def relative_position_bias(
     max_distance: int,
 ) -> Tensor:
     """T5's bias of positions: table (buckets, H) -> (1, H, queries, keys)."""
-    from tilewright.tensor.indexing import take
-
     t, n = int(queries.item()), int(keys.item())
     distance = np.arange(n)[None, :] - np.arange(t)[:, None]
     at = _bucket(distance, table.shape[0], max_distance, bool(is_bidirectional))
-    rows = take(table, Tensor(at.reshape(-1)), axis=0)
-    return rows.reshape((1, t, n, table.shape[1])).permute(0, 3, 1, 2)
+    return rows_at(table, Tensor(at[None])).permute(0, 3, 1, 2)
 
 
 @op("GatedRelativePositionBias", domain=MICROSOFT)

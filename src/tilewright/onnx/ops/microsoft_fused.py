@@ -10,10 +10,10 @@ from tilewright.errors import ShapeError, UnsupportedError
 from tilewright.nn import functional as F
 from tilewright.onnx.ops import convolution, linear, normalization
 from tilewright.onnx.ops.convolution import Ints
+from tilewright.onnx.ops.gathers import rows_at
 from tilewright.onnx.registry import Call, op
 from tilewright.tensor.core import Tensor
 from tilewright.tensor.elementwise import clip, maximum, where
-from tilewright.tensor.indexing import take
 from tilewright.tensor.manipulation import permute_dims
 
 MICROSOFT: Final = "com.microsoft"
@@ -389,13 +389,10 @@ def embed_layer_normalization(
     """The sum of embeddings of words, positions and segments, normalised; lengths of the mask."""
     s = ids.shape[1]
 
-    def rows(table: Tensor, at: Tensor) -> Tensor:
-        return take(table, at.reshape((-1,)), axis=0).reshape((*at.shape, table.shape[1]))
-
-    total = rows(words, ids)
-    total = total + (places[:s] if position_ids is None else rows(places, position_ids))
+    total = rows_at(words, ids)
+    total = total + (places[:s] if position_ids is None else rows_at(places, position_ids))
     if segment_ids is not None and segments is not None:
-        total = total + rows(segments, segment_ids)
+        total = total + rows_at(segments, segment_ids)
     y = normalization.layer_norm(total, gamma, beta, -1, epsilon, True)[0]
     lengths = (ids * 0 if mask is None else (mask == 1).astype(ids.dtype)).sum(axis=1)
     return (y, lengths.astype(i32), total)[: ctx.n_outputs]
