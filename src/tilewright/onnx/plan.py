@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -14,11 +15,13 @@ from tilewright.graph import Node
 from tilewright.onnx.quick import Run, quick_run
 from tilewright.onnx.segment import Arena, Segment
 from tilewright.onnx.steps import Done, Step, contents_key, results_key
-from tilewright.onnx.trace import Trace
+from tilewright.onnx.trace import CutError, Trace
 from tilewright.onnx.values import array_of_buffer, buffer_of, leaf
 from tilewright.runtime.buffers import Buffer, from_array
 from tilewright.runtime.launch import default_target
+from tilewright.sizes import Scope
 from tilewright.tensor.core import Tensor
+from tilewright.tensor.dynamic import Pattern, choose
 
 __all__ = ["Plan"]
 
@@ -29,6 +32,23 @@ _RANDOM: Final = frozenset(
 )
 
 
+@dataclass(eq=False)
+class _Family:
+    """Inputs of the same ranks and element types.
+
+    Attributes:
+        steps: for many sizes each, newest first.
+        seen: sizes of earlier runs.
+        own: sizes that have a step of their own.
+        possible: whether a step can be for many sizes at all.
+    """
+
+    steps: list[tuple[Pattern, Step]] = field(default_factory=list)
+    seen: list[Any] = field(default_factory=list)
+    own: set[Any] = field(default_factory=set)
+    possible: bool = True
+
+
 class Plan:
     """What has been compiled of a model."""
 
@@ -37,6 +57,7 @@ class Plan:
         self.pool = pool
         self.arena = Arena()
         self._roots: OrderedDict[Any, Step] = OrderedDict()
+        self._families: dict[Any, _Family] = {}
         self._programs: dict[Any, StaticProgram] = {}
         self._constants: dict[int, tuple[np.ndarray, Tensor]] = {}
         self.draws = any(_draws(node) for graph in model.graphs() for node in graph.nodes)
@@ -49,9 +70,13 @@ class Plan:
             found = self._constants[id(array)] = array, leaf(buffer_of(array))
         return found[1]
 
-    def segment(self, roots: Sequence[Node], dynamic: Mapping[Node, int]) -> Segment:
+    def segment(
+        self, roots: Sequence[Node], dynamic: Mapping[Node, int], scope: Scope | None = None
+    ) -> Segment:
         """A program for ``roots``; segments that look alike (of a loop) share one."""
-        return Segment(roots, dynamic, default_target(), self.pool, self.arena, self._programs)
+        return Segment(
+            roots, dynamic, default_target(), self.pool, self.arena, self._programs, scope
+        )
 
     def _root(self, inputs: Sequence[Any]) -> Step:
         """Where runs with inputs of these sizes begin."""
@@ -64,6 +89,51 @@ class Plan:
         else:
             self._roots.move_to_end(key)
         return root
+
+    def _many(self, inputs: Sequence[Any]) -> tuple[Step, tuple[int, ...]] | None:
+        """A step for many sizes that these inputs fit, and their symbols' values.
+
+        One is made when inputs of other sizes have been seen. None when the sizes have a step of
+        their own, when they are the first ones, or when a trace for many sizes is impossible.
+        """
+        if not all(isinstance(v, Buffer) for v in inputs):
+            return None
+        layouts = [(b.shape, b.strides, b.dtype) for b in inputs]
+        exact = tuple(layouts)
+        kind = tuple((len(b.shape), b.dtype) for b in inputs)
+        found = self._families.setdefault(kind, _Family())
+        if exact in found.own:
+            return None
+        for pattern, step in found.steps:
+            values = pattern.match(layouts)
+            if values is not None and step.segment.program.holds_at(values):  # type: ignore[union-attr]
+                return step, values
+        axes = choose(found.seen, layouts, {}) if found.seen and found.possible else {}
+        found.seen.append(layouts)
+        if axes:
+            try:
+                made = self._trace_many(inputs, layouts, axes)
+            except Exception:  # what cannot do with symbols is traced at its sizes
+                found.possible = False
+            else:
+                found.steps.insert(0, made)
+                values = made[0].match(layouts)
+                assert values is not None
+                return made[1], values
+        if len(found.own) < _KEPT:
+            found.own.add(exact)
+        return None
+
+    def _trace_many(self, inputs: Sequence[Any], layouts: Any, axes: Any) -> tuple[Pattern, Step]:
+        pattern = Pattern(layouts, axes, [leaf(b) for b in inputs])
+        step = Step()
+        try:
+            Trace(self, step, pattern.buffers, {}, pattern.scope).run()
+        finally:
+            pattern.scope.open = False
+        if step.segment is None:
+            raise CutError
+        return pattern, step
 
     def quick(
         self, inputs: Sequence[Any], names: Sequence[str], outputs: Sequence[str]
@@ -79,6 +149,12 @@ class Plan:
         if self.draws:  # one more input, from which random numbers come
             inputs = [*inputs, from_array(np.array(self._runs, np.uint32))]
             self._runs = (self._runs + 1) & 0xFFFFFFFF
+        many = self._many(inputs)
+        if many is not None:
+            step, values = many
+            assert step.segment is not None
+            results = step.segment.run(flatten(inputs), values)
+            return step.results(step.alive(flatten(inputs), results))
         root = self._root(inputs)
         done: Done = {}
         step: Step | None = root

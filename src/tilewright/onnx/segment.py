@@ -44,7 +44,7 @@ def fold_constants(roots: Sequence[Node], dynamic: Mapping[Node, int]) -> None:
         constant[node] = (
             node not in dynamic
             if node.value is not None
-            else node.op != "input" and all(constant[i] for i in node.inputs)
+            else not varies(node) and all(constant[i] for i in node.inputs)
         )
     wanted: list[Node] = []
     for node in order:
@@ -72,8 +72,21 @@ def require_memory(order: Sequence[Node]) -> None:
 
 def _nbytes(node: Node) -> int:
     return (
-        0 if node.value is not None else math.prod(upper_bound(node.shape)) * node.dtype.bits // 8
+        0 if node.value is not None else math.prod(hints(node.shape)) * node.dtype.bits // 8
     )
+
+
+def varies(node: Node) -> bool:
+    """Whether a size that is a symbol says what the node is."""
+    if not is_fixed(node.shape):
+        return True
+    return any(_is_symbolic(v) for v in node.attrs.values())
+
+
+def _is_symbolic(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(_is_symbolic(v) for v in value)
+    return isinstance(value, (Size, Real))
 
 
 class Segment:
@@ -85,6 +98,9 @@ class Segment:
         target, pool: where to run.
         arena: working memory.
         programs: by structure; one that fits is taken, a new one is added.
+        scope: symbols among the sizes; the program is then run with their values.
+        grown: for some roots (by position) the leaf that they are with more after it: a
+            concatenation that is written behind the leaf, where its strides have room for it.
     """
 
     def __init__(
@@ -95,6 +111,8 @@ class Segment:
         pool: Any,
         arena: Arena,
         programs: dict[Any, StaticProgram],
+        scope: Scope | None = None,
+        grown: Mapping[int, Node] | None = None,
     ) -> None:
         require_memory(pending(roots))
         roots = for_inference(roots, dynamic.__contains__)
@@ -102,10 +120,13 @@ class Segment:
         self.arena = arena
         unique = list(dict.fromkeys(roots))
         order = pending(unique)
-        key = structure(order, unique)
-        program = programs.get(key)
-        if program is None:
-            program = programs[key] = build(unique, target, pool, order)
+        behind = {roots[i]: node for i, node in (grown or {}).items()}
+        if scope is not None or behind:
+            program = build(unique, target, pool, order, scope=scope, behind=behind)
+        else:
+            key = structure(order, unique)
+            found = programs.get(key)
+            program = found or programs.setdefault(key, build(unique, target, pool, order))
         self.program = program
         self.places = [unique.index(r) for r in roots]
         self.owners: list[Any] = []
@@ -121,39 +142,53 @@ class Segment:
             else:
                 self.owners.append(node.value.owner)
                 self.template.append(node.value.pointer)
-        self.numbers = [
-            scalar_bits(order[i].attrs["value"], order[i].dtype)
-            for i in self.program.scalar_positions
+        self._scalars = [
+            (order[i].attrs["value"], order[i].dtype) for i in self.program.scalar_positions
         ]
         require(
             self.program.arena_bytes + sum(self.program.output_bytes) - arena.memory.nbytes,
             "working memory and results",
         )
+        self.numbers = [] if scope else [scalar_bits(v, dtype) for v, dtype in self._scalars]
         arena.reserve(self.program.arena_bytes)
 
-    def run(self, alive: Sequence[Buffer]) -> list[Buffer]:
-        """The roots' values, in memory of their own."""
+    def run(self, alive: Sequence[Buffer], values: tuple[int, ...] = ()) -> list[Buffer]:
+        """The roots' values, in memory of their own; ``values`` are those of symbols."""
+        sized = self.program.at_values(values)
+        numbers = self.numbers
+        if values:
+            self.arena.reserve(sized.arena_bytes)
+            if sized.scalars is None:
+                number = sized.number
+                sized.scalars = [scalar_bits(number(v), dtype) for v, dtype in self._scalars]
+            numbers = sized.scalars
         addresses = self.template.copy()
         owners = self.owners.copy()
         for place, number in self.inputs:
             addresses[place] = alive[number].pointer
             owners[place] = alive[number].owner
-        for nbytes in self.program.output_bytes:
+        for nbytes in sized.output_bytes:
             memory = take(nbytes)
             owners.append(memory)
             addresses.append(memory.pointer)
         addresses.append(self.arena.memory.pointer)
         if self.arena.times is None:
-            self.program.run(addresses, self.numbers)
+            self.program.run(addresses, numbers, sized)
         else:
-            self._run_timed(addresses, self.arena.times)
-        return [located(self.program.outputs[i], addresses, owners) for i in self.places]
+            self._run_timed(addresses, numbers, sized, self.arena.times)
+        return [located(sized.outputs[i], addresses, owners) for i in self.places]
 
-    def _run_timed(self, addresses: list[int], times: list[tuple[str, float]]) -> None:
+    def _run_timed(
+        self,
+        addresses: list[int],
+        numbers: Sequence[int],
+        sized: Sized,
+        times: list[tuple[str, float]],
+    ) -> None:
         pool, timed = self.program.pool, TimedPool(self.program.pool)
         self.program.pool = timed
         try:
-            self.program.run(addresses, self.numbers)
+            self.program.run(addresses, numbers, sized)
         finally:
             self.program.pool = pool
         tables = [t for t in self.program.segments if isinstance(t, LaunchTable)]

@@ -29,7 +29,7 @@ from tilewright.formats.onnx.model import Ref
 from tilewright.graph import Node, upper_bound
 from tilewright.onnx.guards import check_call, check_inputs, computed
 from tilewright.onnx.registry import Call, Operator, find
-from tilewright.onnx.segment import require_memory
+from tilewright.onnx.segment import require_memory, varies
 from tilewright.onnx.steps import (
     Done,
     Step,
@@ -46,15 +46,17 @@ from tilewright.onnx.values import (
     is_tensor_dtype,
     leaf,
 )
+from tilewright.onnx.symbolic import WANT_SIZES, Sizes, compute
 from tilewright.ops.table import evaluate_nodes
 from tilewright.runtime.buffers import Buffer
+from tilewright.sizes import Scope
 from tilewright.tensor.core import Tensor
 from tilewright.tensor.modes import no_grad
 
 if TYPE_CHECKING:
     from tilewright.onnx.plan import Plan
 
-__all__ = ["Trace"]
+__all__ = ["CutError", "Trace"]
 
 _SMALL: Final = 1 << 14  # constants of up to so many elements are computed on the spot
 _DEPTH: Final = 100
@@ -79,19 +81,33 @@ class _Scope:
         raise FormatError(f"graph {self.graph.name!r} reads {name!r}, which nothing makes")
 
 
+class CutError(Exception):
+    """A trace with symbolic sizes would have to be cut."""
+
+
 class Trace:
     """One walk over a model's graph. See the module's documentation.
 
     Args:
         plan: whose model it is, and where programs are kept.
         root: the step to fill in, or to replay.
+        scope: symbols among the sizes of inputs. Such a trace has one segment: where it would have
+            to be cut, :class:`CutError` says that it cannot be.
         inputs: values of the graph's inputs: a :class:`Buffer` becomes a tensor, arrays (strings
             and the like) are known, lists are sequences.
         done: what steps have computed in this run already: alive tensors, results on the host.
     """
 
-    def __init__(self, plan: Plan, root: Step, inputs: Sequence[Any], done: Done) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        root: Step,
+        inputs: Sequence[Any],
+        done: Done,
+        scope: Scope | None = None,
+    ) -> None:
         self.plan = plan
+        self.symbols = scope
         self.step = root
         self.done = done
         self.buffers: list[Buffer] = []  # of the tensors that were alive at the last cut
@@ -211,6 +227,11 @@ class Trace:
         while args and args[-1] is None:
             args = args[:-1]
         check_inputs(operator, args)
+        if any(isinstance(a, Sizes) for a in args):
+            found = NotImplemented if call.node.domain else compute(call.node.op, args, attrs)
+            if found is not NotImplemented:
+                return (found,)
+            args = [self._from_sizes(operator, i, a) for i, a in enumerate(args)]
         if operator.boundary:
             return self._boundary(operator, args, keywords)
         known = all(not _has_tensor(a) for a in args)
@@ -225,6 +246,14 @@ class Trace:
         ]
         results = _as_tuple(computed(operator, given, keywords))
         return tuple(self.folded(r) for r in results) if known and operator.fold else results
+
+    def _from_sizes(self, operator: Operator, position: int, value: Any) -> Any:
+        """What an operator is given for an array of symbolic sizes."""
+        if not isinstance(value, Sizes):
+            return value
+        if operator.wants_host(position):
+            return value.elements if operator.name in WANT_SIZES else value.numbers()
+        return value.numbers() if operator.boundary else value.tensor()
 
     def _argument(self, operator: Operator, position: int, value: Any) -> Any:
         if isinstance(value, np.ndarray):
@@ -261,7 +290,7 @@ class Trace:
             one = stack[-1]
             if one in memo:
                 stack.pop()
-            elif one in self.dynamic:
+            elif one in self.dynamic or varies(one):
                 memo[one] = False
             else:
                 missing = [i for i in one.inputs if i not in memo] if one.value is None else []
@@ -375,8 +404,10 @@ class Trace:
     def _descend(self, key: Any) -> None:
         self.step = self.step.child(key) or self.step.add(key)
 
-    def _cut(self, wanted: Sequence[Tensor]) -> None:
+    def _cut(self, wanted: Sequence[Tensor], ending: bool = False) -> None:
         """Compute everything that is alive; the tensors become leaves of the next segment."""
+        if self.symbols is not None and not ending:
+            raise CutError
         alive: dict[int, Tensor] = {}
         for ref in (*self.leaves, *self.made, *map(weakref.ref, wanted)):
             tensor = ref()
@@ -386,26 +417,31 @@ class Trace:
         lazy = [t for t in tensors if t.node not in self.dynamic]
         step = self.step
         if not step.kind:
-            step.segment = self.plan.segment([t.node for t in lazy], self.dynamic) if lazy else None
+            nodes = [t.node for t in lazy]
+            step.segment = self.plan.segment(nodes, self.dynamic, self.symbols) if lazy else None
             results = iter(range(len(lazy)))
             step.carried = tuple(
                 ~self.dynamic[t.node] if t.node in self.dynamic else next(results) for t in tensors
             )
         elif len(step.carried) != len(tensors):
             raise TilewrightError("internal: a trace does not repeat itself")
+        if self.symbols is not None:  # nothing is computed: there are no numbers yet
+            self.dynamic = {t.node: i for i, t in enumerate(tensors)}
+            return
         self.buffers = step.compute(self.buffers, self.done)
         for tensor, buffer in zip(tensors, self.buffers):
             tensor.node = leaf(buffer).node
         self._begin(tensors)
 
     def _end(self, results: list[Any]) -> Any:
+        results = [r.numbers() if isinstance(r, Sizes) else r for r in results]
         lazy = [t for t in flat(results) if isinstance(t, Tensor)]
         varying = [t for t in lazy if not self.is_constant(t.node)]
-        self._cut(varying)
+        self._cut(varying, ending=True)
         if not self.step.kind:
             self.step.kind = "end"
             self.step.outputs = [numbered(self._fixed(r), self.dynamic) for r in results]
-        return self.step.results(self.buffers)
+        return [] if self.symbols is not None else self.step.results(self.buffers)
 
     def _fixed(self, value: Any) -> Any:
         if isinstance(value, list):

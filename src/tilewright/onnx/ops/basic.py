@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from tilewright.errors import FormatError, ShapeError
 from tilewright.onnx.ops.common import moves
+from tilewright.onnx.symbolic import settled, shape_value
 from tilewright.onnx.registry import op
 from tilewright.tensor import manipulation
 from tilewright.tensor.core import Tensor
@@ -45,15 +47,15 @@ def identity(x: Any) -> Any:
 
 
 @op("Shape", raw=True)
-def shape(x: Any, *, start: int = 0, end: int | None = None) -> np.ndarray:
+def shape(x: Any, *, start: int = 0, end: int | None = None) -> Any:
     """Sizes of axes ``start`` to ``end``."""
-    return np.array(x.shape[start:end], np.int64)
+    return shape_value(x.shape[start:end])
 
 
 @op("Size", raw=True)
-def size(x: Any) -> np.ndarray:
+def size(x: Any) -> Any:
     """Number of elements."""
-    return np.array(np.prod(x.shape, dtype=np.int64), np.int64)
+    return settled(math.prod(x.shape))
 
 
 @op("Reshape", since=5, host=(1,), raw=True)

@@ -15,6 +15,7 @@ from tilewright.onnx.registry import op
 from tilewright.onnx.values import BFLOAT16, is_tensor_dtype
 from tilewright.ops import elementwise as ew
 from tilewright.ops import views
+from tilewright.sizes import whole
 from tilewright.tensor.core import Tensor, apply
 
 
@@ -22,7 +23,7 @@ from tilewright.tensor.core import Tensor, apply
 def constant_of_shape(shape: np.ndarray, *, value: np.ndarray | None = None) -> Any:
     """One number everywhere; float32 zero by default."""
     number = np.zeros(1, np.float32) if value is None else value
-    sizes = tuple(int(n) for n in shape.reshape(-1))
+    sizes = tuple(whole(n) for n in shape.reshape(-1))
     if number.size != 1:
         raise ShapeError(f"wants one number, got {number.shape}")
     if not is_tensor_dtype(number.dtype):

@@ -13,6 +13,7 @@ from tilewright.graph import Node
 from tilewright.onnx.ops.common import axes_in, moves, require_same, tensor_of
 from tilewright.onnx.registry import Call, op
 from tilewright.ops import indexing, views
+from tilewright.sizes import length_of, slice_indices, whole
 from tilewright.tensor import manipulation
 from tilewright.tensor.core import Tensor, apply
 
@@ -75,7 +76,7 @@ def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
 @moves(0)
 def expand(x: Tensor, shape: np.ndarray) -> Tensor:
     """Broadcast with ``shape``; a size of 1 in it leaves the tensor's."""
-    wanted = views.broadcast_shapes(x.shape, tuple(int(n) for n in shape))
+    wanted = views.broadcast_shapes(x.shape, tuple(whole(n) for n in shape))
     return apply(views.broadcast, x, shape=wanted)
 
 
@@ -102,8 +103,8 @@ def tile_1(x: Tensor, tiles: np.ndarray, axis: np.ndarray) -> Tensor:
 
 def sliced(
     x: Node,
-    starts: Sequence[int],
-    ends: Sequence[int],
+    starts: Sequence[Any],
+    ends: Sequence[Any],
     axes: Sequence[int] | None,
     steps: Sequence[int] | None,
 ) -> Node:
@@ -119,9 +120,9 @@ def sliced(
     for axis, start, end, hop in zip(along, starts, ends, hops):
         n = sizes[axis]
         # a negative end beyond the front means "to the front", not one from the back
-        places = range(*slice(int(start), int(end), hop).indices(n))
-        sizes[axis], strides[axis] = len(places), hop
-        first[axis] = places.start if len(places) else 0
+        begin, stop, _ = slice_indices(slice(whole(start), whole(end), hop), n)
+        sizes[axis], strides[axis] = length_of(begin, stop, hop), hop
+        first[axis] = begin if sizes[axis] != 0 else 0
     return views.slice_(x, first, sizes, strides)
 
 
