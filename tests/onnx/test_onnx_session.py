@@ -169,3 +169,15 @@ def test_operators_that_change_nothing_still_read_the_input():
             x = np.arange(6, dtype=np.float32).reshape(2, 3) + i
             want = x if node.op_type == "Transpose" else x @ x.T
             np.testing.assert_array_equal(session.run({"x": x})["y"], want)
+
+
+def test_an_input_that_is_only_looked_at_otherwise_is_no_constant():
+    nodes = [
+        helper.make_node("Reshape", ["x", "same"], ["r"]),
+        helper.make_node("Add", ["r", "w"], ["y"]),
+    ]
+    constants = {"same": np.array([2, 3]), "w": np.array([1, 2, 3], np.float32)}
+    session = tilewright.onnx.load(model(nodes, [value("x")], [value("y")], constants))
+    for k in range(3):
+        x = np.full((2, 3), k, np.float32)
+        np.testing.assert_array_equal(session.run({"x": x})["y"], x + constants["w"])

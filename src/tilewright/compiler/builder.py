@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
@@ -90,12 +90,17 @@ class _Unit:
 
 class Builder:
     def __init__(
-        self, order: Sequence[Node], roots: Sequence[Node], in_place: dict[Node, Node]
+        self,
+        order: Sequence[Node],
+        roots: Sequence[Node],
+        in_place: dict[Node, Node],
+        behind: Mapping[Node, Node],
     ) -> None:
         self.given = order
         order, new = fuse_epilogues(roots, order)
         roots = [new[root] for root in roots]
         in_place = {new[root]: leaf for root, leaf in in_place.items()}
+        self.behind = {new[root]: leaf for root, leaf in behind.items()}
         self.order = order
         self.storages: list[Storage] = []
         self.buffers: dict[Node, Buffer] = {}
@@ -333,7 +338,13 @@ class Builder:
 
     def _emit_pieces(self, node: Node) -> None:
         """Pads and concatenations: copies into parts of the result."""
-        out = self.buffers[node] = self._fresh(node.dtype, node.shape)
+        leaf = self.behind.get(node)
+        if leaf is None:
+            out = self._fresh(node.dtype, node.shape)
+        else:
+            cache = self.buffers[leaf]
+            out = Buffer(node.dtype, tuple(node.shape), cache.strides, cache.pointer)  # type: ignore[arg-type]
+        self.buffers[node] = out
         if node.op == "pad":
             widths = node.attrs["widths"]
             (source,) = (self._buffer(i) for i in node.inputs)
@@ -351,9 +362,9 @@ class Builder:
                 self._copy(source, out.view(source.shape, out.strides, start))
             return
         axis, at = node.attrs["axis"], 0
-        for one in node.inputs:
+        for i, one in enumerate(node.inputs):
             source = self._buffer(one)
-            if source.size:
+            if source.size and not (leaf is not None and i == 0):
                 self._copy(source, out.view(source.shape, out.strides, at * out.strides[axis]))
             at += source.shape[axis]
 

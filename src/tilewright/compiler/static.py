@@ -31,7 +31,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -345,6 +345,11 @@ class StaticProgram:
         """Temporary memory, at the sizes that were traced."""
         return self._shown.arena_bytes
 
+    def launch_names(self) -> list[str]:
+        """The kernels that are launched, in order."""
+        tables = [part.launches for part in self.parts if isinstance(part, _Table)]
+        return [launch.executable.name for table in tables for launch in table.launches]
+
     # --- running ---------------------------------------------------------------------------------
 
     def run(
@@ -529,6 +534,7 @@ def build(
     order: Sequence[Node] | None = None,
     in_place: dict[Node, Node] | None = None,
     scope: Scope | None = None,
+    behind: Mapping[Node, Node] | None = None,
 ) -> StaticProgram:
     """A program that computes ``roots``.
 
@@ -538,9 +544,12 @@ def build(
         order: :func:`tilewright.compiler.fusion.pending` of ``roots``, if known.
         in_place: for a root the leaf whose memory it is to overwrite (same shape, dense).
         scope: of the symbols in the leaves' shapes, if there are any. It is closed afterwards.
+        behind: for a root that concatenates the leaf that is its first operand: the rest is written
+            behind the leaf in the leaf's own memory, whose strides have room for it (a cache).
     """
     order = pending(roots) if order is None else order
-    program = StaticProgram(Builder(order, roots, in_place or {}), target, pool, scope)
+    builder = Builder(order, roots, in_place or {}, behind or {})
+    program = StaticProgram(builder, target, pool, scope)
     if scope is not None:
         scope.open = False
     return program

@@ -9,11 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from tilewright.compiler.static import StaticProgram
 from tilewright.formats.onnx import Model, NodeDef
 from tilewright.graph import Node
 from tilewright.onnx.quick import Run, quick_run
-from tilewright.onnx.segment import Arena, Segment
+from tilewright.onnx.segment import Arena, Segment, Shared
 from tilewright.onnx.steps import Done, Step, contents_key, results_key
 from tilewright.onnx.trace import CutError, Trace
 from tilewright.onnx.values import array_of_buffer, buffer_of, leaf
@@ -50,17 +49,34 @@ class _Family:
 
 
 class Plan:
-    """What has been compiled of a model."""
+    """What has been compiled of a model.
 
-    def __init__(self, model: Model, pool: Any) -> None:
+    Args:
+        model: what to run.
+        pool: the threads.
+        grown: (input, output) by position: an output that is the input with more behind it and
+            stays in the input's memory (see :mod:`tilewright.onnx.stateful`).
+        like: a plan of the same model, whose constants are used.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        pool: Any,
+        grown: Sequence[tuple[int, int]] = (),
+        like: Plan | None = None,
+    ) -> None:
+        self.grown = tuple(grown)
         self.model = model
         self.pool = pool
         self.arena = Arena()
         self._roots: OrderedDict[Any, Step] = OrderedDict()
         self._families: dict[Any, _Family] = {}
-        self._programs: dict[Any, StaticProgram] = {}
-        self._constants: dict[int, tuple[np.ndarray, Tensor]] = {}
-        self.draws = any(_draws(node) for graph in model.graphs() for node in graph.nodes)
+        self.shared: Shared = Shared() if like is None else like.shared
+        self._constants: dict[int, tuple[np.ndarray, Tensor]] = (
+            {} if like is None else like._constants
+        )
+        self.draws: bool = any(_draws(node) for graph in model.graphs() for node in graph.nodes)
         self._runs = 0
 
     def constant(self, array: np.ndarray) -> Tensor:
@@ -71,11 +87,15 @@ class Plan:
         return found[1]
 
     def segment(
-        self, roots: Sequence[Node], dynamic: Mapping[Node, int], scope: Scope | None = None
+        self,
+        roots: Sequence[Node],
+        dynamic: Mapping[Node, int],
+        scope: Scope | None = None,
+        grown: Mapping[int, Node] | None = None,
     ) -> Segment:
         """A program for ``roots``; segments that look alike (of a loop) share one."""
         return Segment(
-            roots, dynamic, default_target(), self.pool, self.arena, self._programs, scope
+            roots, dynamic, default_target(), self.pool, self.arena, self.shared, scope, grown
         )
 
     def _root(self, inputs: Sequence[Any]) -> Step:
@@ -151,10 +171,10 @@ class Plan:
             self._runs = (self._runs + 1) & 0xFFFFFFFF
         many = self._many(inputs)
         if many is not None:
-            step, values = many
-            assert step.segment is not None
-            results = step.segment.run(flatten(inputs), values)
-            return step.results(step.alive(flatten(inputs), results))
+            end, values = many
+            assert end.segment is not None
+            results = end.segment.run(inputs, values)
+            return end.results(end.alive(inputs, results))
         root = self._root(inputs)
         done: Done = {}
         step: Step | None = root

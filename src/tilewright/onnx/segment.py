@@ -11,11 +11,13 @@ from tilewright.compiler.numbers import scalar_bits
 from tilewright.compiler.passes.inference import for_inference
 from tilewright.compiler.realize import located, structure
 from tilewright.compiler.realize import realize as realize_nodes
-from tilewright.compiler.static import StaticProgram, build
-from tilewright.graph import Node, upper_bound
+from tilewright.compiler.static import Output, Sized, StaticProgram, build
+from tilewright.errors import UnsupportedError
+from tilewright.graph import Node
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.memory import Memory, require, take
-from tilewright.runtime.program import LaunchTable, TimedPool
+from tilewright.runtime.program import TimedPool
+from tilewright.sizes import Real, Scope, Size, hints, is_fixed
 
 __all__ = ["Arena", "Segment", "fold_constants", "require_memory"]
 
@@ -33,7 +35,38 @@ class Arena:
             self.memory = take(nbytes)
 
 
-def fold_constants(roots: Sequence[Node], dynamic: Mapping[Node, int]) -> None:
+class Shared:
+    """What the segments of a model have in common.
+
+    Attributes:
+        programs: by structure.
+        folded: constants that have been computed, by structure and by what they are made of (kept
+            alive here, so that what identifies them stays theirs).
+    """
+
+    def __init__(self) -> None:
+        self.programs: dict[Any, StaticProgram] = {}
+        self.folded: dict[Any, tuple[Buffer, list[Buffer]]] = {}
+
+    def fold(self, nodes: Sequence[Node]) -> None:
+        """Compute constants, or take what an equal one has given."""
+        missing = {}
+        for node in nodes:
+            order = pending([node])
+            leaves = [n.value for n in order if n.value is not None]
+            numbers = [repr(n.attrs["value"]) for n in order if n.op == "scalar"]
+            key = (structure(order, [node]), tuple(map(id, leaves)), tuple(numbers))
+            found = self.folded.get(key)
+            if found is None:
+                missing[key] = node, leaves
+            else:
+                node.set_value(found[0])
+        realize_nodes([node for node, _ in missing.values()])
+        for key, (node, leaves) in missing.items():
+            self.folded[key] = node.value, leaves
+
+
+def fold_constants(roots: Sequence[Node], dynamic: Mapping[Node, int], shared: Shared) -> None:
     """Compute once what depends on no input, and is read by something that does.
 
     Broadcasts are left alone: they would make memory of what a kernel reads as one element.
@@ -55,8 +88,7 @@ def fold_constants(roots: Sequence[Node], dynamic: Mapping[Node, int]) -> None:
                 source = source.inputs[0]
             if constant[source] and source.value is None and source.inputs:
                 wanted.append(source)
-    if wanted:
-        realize_nodes(list(dict.fromkeys(wanted)))
+    shared.fold(list(dict.fromkeys(wanted)))
 
 
 def require_memory(order: Sequence[Node]) -> None:
@@ -71,9 +103,7 @@ def require_memory(order: Sequence[Node]) -> None:
 
 
 def _nbytes(node: Node) -> int:
-    return (
-        0 if node.value is not None else math.prod(hints(node.shape)) * node.dtype.bits // 8
-    )
+    return 0 if node.value is not None else math.prod(hints(node.shape)) * node.dtype.bits // 8
 
 
 def varies(node: Node) -> bool:
@@ -89,6 +119,41 @@ def _is_symbolic(value: Any) -> bool:
     return isinstance(value, (Size, Real))
 
 
+class FullError(Exception):
+    """What is to be written behind an input does not fit its memory; ``wanted``: its new shape."""
+
+    def __init__(self, wanted: tuple[int, ...]) -> None:
+        super().__init__(f"{wanted} do not fit")
+        self.wanted = wanted
+
+
+def _first_of(root: Node, leaf: Node) -> Node:
+    """The operand of ``root`` that is ``leaf``, if what ``root`` does is to put more behind it."""
+    if root.op == "concat":
+        first = root.inputs[0]
+        while first.value is None and first.op == "reshape" and first.shape == root.inputs[0].shape:
+            first = first.inputs[0]
+        if first.value is leaf.value:
+            return first
+    raise UnsupportedError(
+        f"an output that is to stay in its input's memory is no concatenation of the input and "
+        f"something else, but {root!r}: feed it back yourself"
+    )
+
+
+def require_room(cache: Buffer, grown: Output) -> None:
+    """Raise :class:`FullError` unless ``grown`` fits the memory that ``cache`` is a part of."""
+    shape, strides = grown.shape, grown.strides
+    step: int | None = None
+    for n, stride in sorted(zip(shape, strides), key=lambda pair: pair[1]):
+        if step is not None and n > 1 and stride < step:
+            raise FullError(shape)
+        step = stride * n if n > 1 else step
+    reach = sum((n - 1) * stride for n, stride in zip(shape, strides)) + 1
+    if cache.pointer + reach * cache.dtype.nbytes > cache.owner.pointer + cache.owner.nbytes:
+        raise FullError(shape)
+
+
 class Segment:
     """A program from the tensors that are alive before it to its results.
 
@@ -97,7 +162,7 @@ class Segment:
         dynamic: the leaves that change from run to run, and their numbers.
         target, pool: where to run.
         arena: working memory.
-        programs: by structure; one that fits is taken, a new one is added.
+        shared: programs and constants of other segments.
         scope: symbols among the sizes; the program is then run with their values.
         grown: for some roots (by position) the leaf that they are with more after it: a
             concatenation that is written behind the leaf, where its strides have room for it.
@@ -110,23 +175,24 @@ class Segment:
         target: Any,
         pool: Any,
         arena: Arena,
-        programs: dict[Any, StaticProgram],
+        shared: Shared,
         scope: Scope | None = None,
         grown: Mapping[int, Node] | None = None,
     ) -> None:
         require_memory(pending(roots))
         roots = for_inference(roots, dynamic.__contains__)
-        fold_constants(roots, dynamic)
+        fold_constants(roots, dynamic, shared)
         self.arena = arena
         unique = list(dict.fromkeys(roots))
         order = pending(unique)
-        behind = {roots[i]: node for i, node in (grown or {}).items()}
+        behind = {roots[i]: _first_of(roots[i], node) for i, node in (grown or {}).items()}
+        self.grown = [(unique.index(root), dynamic[node]) for root, node in behind.items()]
         if scope is not None or behind:
             program = build(unique, target, pool, order, scope=scope, behind=behind)
         else:
             key = structure(order, unique)
-            found = programs.get(key)
-            program = found or programs.setdefault(key, build(unique, target, pool, order))
+            found = shared.programs.get(key)
+            program = found or shared.programs.setdefault(key, build(unique, target, pool, order))
         self.program = program
         self.places = [unique.index(r) for r in roots]
         self.owners: list[Any] = []
@@ -157,6 +223,8 @@ class Segment:
         sized = self.program.at_values(values)
         numbers = self.numbers
         if values:
+            if sized.arena_bytes > self.arena.memory.nbytes:
+                require(sized.arena_bytes + sum(sized.output_bytes), "working memory and results")
             self.arena.reserve(sized.arena_bytes)
             if sized.scalars is None:
                 number = sized.number
@@ -164,9 +232,11 @@ class Segment:
             numbers = sized.scalars
         addresses = self.template.copy()
         owners = self.owners.copy()
-        for place, number in self.inputs:
-            addresses[place] = alive[number].pointer
-            owners[place] = alive[number].owner
+        for root, i in self.grown:
+            require_room(alive[i], sized.outputs[root])
+        for place, i in self.inputs:
+            addresses[place] = alive[i].pointer
+            owners[place] = alive[i].owner
         for nbytes in sized.output_bytes:
             memory = take(nbytes)
             owners.append(memory)
@@ -191,6 +261,4 @@ class Segment:
             self.program.run(addresses, numbers, sized)
         finally:
             self.program.pool = pool
-        tables = [t for t in self.program.segments if isinstance(t, LaunchTable)]
-        names = [launch.executable.name for t in tables for launch in t.launches]
-        times += zip(names, timed.seconds)
+        times += zip(self.program.launch_names(), timed.seconds)

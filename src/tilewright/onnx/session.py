@@ -16,6 +16,7 @@ from tilewright.formats.onnx import Model, ValueInfo, model_of, open_model
 from tilewright.onnx.check import require_supported
 from tilewright.onnx.plan import Plan
 from tilewright.onnx.quick import Run
+from tilewright.onnx.stateful import Stateful
 from tilewright.onnx.values import buffer_of, describe, is_tensor_dtype
 from tilewright.runtime.launch import pool_of
 
@@ -106,6 +107,7 @@ class Session:
     Attributes:
         inputs, outputs: what it takes and gives (:class:`ValueSpec`), in the model's order.
         model: what was read.
+        plan, pool, lock: what has been compiled, the threads, and who may use them.
     """
 
     def __init__(self, model: Model, threads: int | None = None) -> None:
@@ -114,10 +116,10 @@ class Session:
         self.inputs: tuple[ValueSpec, ...] = tuple(_spec(v) for v in model.graph.inputs)
         self.outputs: tuple[ValueSpec, ...] = tuple(_spec(v) for v in model.graph.outputs)
         self._optional = {v.name: _spec(v, True) for v in model.graph.defaults}
-        self._by_name = {s.name: s for s in self.inputs}
-        self._plan = Plan(model, pool_of(threads))
+        self.pool = pool_of(threads)
+        self.plan = Plan(model, self.pool)
         self._quick: Run | None = None
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
 
     def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
         """Compute the outputs.
@@ -134,7 +136,7 @@ class Session:
             ShapeError: an input is missing, unknown, or has another rank or size than the model
                 says; :class:`DTypeError`: another element type.
         """
-        with self._lock:
+        with self.lock:
             if self._quick is not None and outputs is None:
                 results = self._quick(feeds)
                 if results is not None:
@@ -142,10 +144,20 @@ class Session:
             wanted = self._wanted(outputs)
             names = [s.name for s in self.outputs]
             inputs = self._checked(feeds)
-            values = self._plan.run(inputs)
-            self._quick = self._plan.quick(inputs, [s.name for s in self.inputs], names)
+            values = self.plan.run(inputs)
+            self._quick = self.plan.quick(inputs, [s.name for s in self.inputs], names)
         found = dict(zip(names, values))
         return {name: found[name] for name in wanted}
+
+    def stateful(self, pairs: Mapping[str, str] | None = None, capacity: int = 1024) -> Stateful:
+        """This model with its past kept inside: see :mod:`tilewright.onnx.stateful`.
+
+        Args:
+            pairs: which outputs are fed back into which inputs, by input; default by their names
+                (``past_key_values.*`` and ``present.*`` ...).
+            capacity: positions to have room for at first; more are made when they are needed.
+        """
+        return Stateful(self, pairs, capacity)
 
     def profile(self, feeds: Mapping[str, Any]) -> list[tuple[str, float]]:
         """Run once more to see where time goes: a name and seconds for every launch of a kernel.
@@ -153,15 +165,15 @@ class Session:
         Launches run one by one, so that each has the cost of a beginning and an end of its own. The
         last entry is what passed outside of kernels, in Python and NumPy. Raises as :meth:`run`.
         """
-        with self._lock:
-            self._plan.run(self._checked(feeds))  # compiled, and memory touched
+        with self.lock:
+            self.plan.run(self._checked(feeds))  # compiled, and memory touched
             times: list[tuple[str, float]] = []
-            self._plan.arena.times = times
+            self.plan.arena.times = times
             start = time.perf_counter()
             try:
-                self._plan.run(self._checked(feeds))
+                self.plan.run(self._checked(feeds))
             finally:
-                self._plan.arena.times = None
+                self.plan.arena.times = None
             whole = time.perf_counter() - start
         return [*times, ("(outside of kernels)", max(whole - sum(s for _, s in times), 0.0))]
 
@@ -178,14 +190,19 @@ class Session:
         return outputs
 
     def _checked(self, feeds: Mapping[str, Any]) -> list[Any]:
-        if len(feeds) != len(self.inputs) or any(s.name not in feeds for s in self.inputs):
-            self._refuse(feeds)
-        sizes: dict[str, tuple[int, str]] = {}
-        return [_fed(spec, feeds[spec.name], sizes) for spec in self.inputs]
+        return list(self.checked(feeds, self.inputs).values())
 
-    def _refuse(self, feeds: Mapping[str, Any]) -> None:
-        missing = [s for s in self.inputs if s.name not in feeds]
-        extra = [n for n in feeds if n not in self._by_name]
+    def checked(self, feeds: Mapping[str, Any], specs: Sequence[ValueSpec]) -> dict[str, Any]:
+        """What is fed, as the plan takes it. Raises as :meth:`run` unless it is for ``specs``."""
+        if len(feeds) != len(specs) or any(s.name not in feeds for s in specs):
+            self._refuse(feeds, specs)
+        sizes: dict[str, tuple[int, str]] = {}
+        return {spec.name: _fed(spec, feeds[spec.name], sizes) for spec in specs}
+
+    def _refuse(self, feeds: Mapping[str, Any], specs: Sequence[ValueSpec]) -> None:
+        known = {s.name for s in specs}
+        missing = [s for s in specs if s.name not in feeds]
+        extra = [n for n in feeds if n not in known]
         lines = []
         for spec in missing:
             lines.append(f"input {spec.name!r} is missing: it wants {spec}{_empty_hint(spec)}")
@@ -195,9 +212,11 @@ class Session:
                     f"input {name!r} is a weight of the model ({self._optional[name]}) and is not "
                     "to be given"
                 )
+            elif any(s.name == name for s in self.inputs):
+                lines.append(f"input {name!r} is the past, which is kept here")
             else:
                 lines.append(f"the model has no input {name!r}")
-        wants = ", ".join(f"{s.name}: {s}" for s in self.inputs)
+        wants = ", ".join(f"{s.name}: {s}" for s in specs)
         raise ShapeError("; ".join(lines) + f". The model takes {wants or 'no inputs'}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -18,7 +18,9 @@ from tilewright.tensor.core import Tensor
 
 __all__ = [
     "Done",
+    "Grown",
     "Number",
+    "Numbers",
     "Step",
     "bound",
     "contents_key",
@@ -34,6 +36,36 @@ _CHILDREN: Final = 256
 
 Done = dict["Step", tuple[list[Buffer], list[Any]]]
 """What a run has computed: by step the tensors that are alive after it, and the host's results."""
+
+
+class Numbers(Mapping[Node, int]):
+    """The numbers of the tensors that are alive at the beginning of a segment.
+
+    Asked by node. Tensors that look at the same memory have nodes of their own, so what counts of a
+    leaf is its buffer.
+    """
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self._nodes = list(nodes)
+        self._numbers: dict[Any, int] = {}
+        for i, node in enumerate(self._nodes):
+            self._numbers.setdefault(_identity(node), i)
+
+    def __getitem__(self, node: Node) -> int:
+        return self._numbers[_identity(node)]
+
+    def __contains__(self, node: object) -> bool:
+        return _identity(node) in self._numbers
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self._nodes)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+
+def _identity(node: Any) -> Any:
+    return node if node.value is None else id(node.value)
 
 
 @dataclass(eq=False)
@@ -92,6 +124,8 @@ class Step:
     def _own(self, value: Any, alive: Sequence[Buffer]) -> Any:
         if isinstance(value, list):
             return [self._own(v, alive) for v in value]
+        if type(value) is Grown:
+            return alive[value]
         if type(value) is not Number:
             return value.copy() if isinstance(value, np.ndarray) else value
         array = array_of_buffer(alive[value])
@@ -167,7 +201,11 @@ class Number(int):
     """The number of an alive tensor, in a place where other things may stand too."""
 
 
-def numbered(value: Any, numbers: dict[Node, int]) -> Any:
+class Grown(int):
+    """The number of a tensor that lies in an input's memory: an input with more behind it."""
+
+
+def numbered(value: Any, numbers: Mapping[Node, int]) -> Any:
     if isinstance(value, Tensor):
         return Number(numbers[value.node])
     return [numbered(v, numbers) for v in value] if isinstance(value, list) else value

@@ -16,8 +16,8 @@ from typing import Any, Final
 import numpy as np
 
 from tilewright.dtypes import i64
+from tilewright.formats.onnx.tensors import numpy_dtype
 from tilewright.graph import scalar_node
-from tilewright.onnx.ops.common import element_type
 from tilewright.ops import views
 from tilewright.sizes import Size, maximum, minimum
 from tilewright.tensor import creation, manipulation
@@ -146,7 +146,8 @@ def _total(function: Callable[[Any, Any], Any], first: int) -> Callable[..., Any
 
 
 def _cast(x: np.ndarray, *, to: int, saturate: int = 1, round_mode: str = "up") -> Any:
-    return x if element_type(to).kind in "iu" and element_type(to).itemsize >= 4 else NotImplemented
+    kind = numpy_dtype(to, "the result")
+    return x if kind.kind in "iu" and kind.itemsize >= 4 else NotImplemented
 
 
 def _range(start: np.ndarray, limit: np.ndarray, delta: np.ndarray, **attrs: Any) -> Any:
@@ -183,13 +184,17 @@ _OPERATORS: Final[Mapping[str, Callable[..., Any]]] = {
 }
 
 
+_OF_FIRST: Final = frozenset({"Gather", "Squeeze", "Unsqueeze", "Slice", "Reshape"})
+"""Operators here whose first input may be sizes; of symbolic indices tensors are made."""
+
+
 def compute(op: str, args: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
     """The result of an operator of which some inputs are :class:`Sizes`.
 
     ``NotImplemented`` when the operator is not among those here, or an input is a tensor.
     """
     function = _OPERATORS.get(op)
-    if function is None:
+    if function is None or (op in _OF_FIRST and any(isinstance(a, Sizes) for a in args[1:])):
         return NotImplemented
     given: list[Any] = []
     for arg in args:
@@ -202,4 +207,5 @@ def compute(op: str, args: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
     result = function(*given, **attrs)
     if result is NotImplemented or isinstance(result, Tensor):
         return result
-    return result if result.dtype == np.bool_ else settled(result)
+    known = isinstance(result, np.ndarray) and result.dtype == np.bool_
+    return result if known else settled(result)

@@ -32,6 +32,8 @@ from tilewright.onnx.registry import Call, Operator, find
 from tilewright.onnx.segment import require_memory, varies
 from tilewright.onnx.steps import (
     Done,
+    Grown,
+    Numbers,
     Step,
     contents_key,
     flat,
@@ -39,6 +41,7 @@ from tilewright.onnx.steps import (
     numbered,
     results_key,
 )
+from tilewright.onnx.symbolic import WANT_SIZES, Sizes, compute
 from tilewright.onnx.values import (
     BFLOAT16,
     array_of_buffer,
@@ -46,7 +49,6 @@ from tilewright.onnx.values import (
     is_tensor_dtype,
     leaf,
 )
-from tilewright.onnx.symbolic import WANT_SIZES, Sizes, compute
 from tilewright.ops.table import evaluate_nodes
 from tilewright.runtime.buffers import Buffer
 from tilewright.sizes import Scope
@@ -110,15 +112,17 @@ class Trace:
         self.symbols = scope
         self.step = root
         self.done = done
+        self.fed: list[Node] = []  # the leaves of inputs
         self.buffers: list[Buffer] = []  # of the tensors that were alive at the last cut
         self.leaves: list[weakref.ref[Tensor]] = []
         self.made: list[weakref.ref[Tensor]] = []
-        self.dynamic: dict[Node, int] = {}  # nodes of this segment's leaves
+        self.dynamic = Numbers([])  # of this segment's leaves
         self.constant: dict[Node, bool] = {}
         self.scope: _Scope | None = None
         self.opsets: list[dict[str, int]] = [dict(plan.model.opsets)]
         self.bindings: list[dict[str, Any]] = []  # attributes of the functions being expanded
         self.depth = 0
+        self.grown: dict[Tensor, Node] = {}  # outputs that are inputs with more behind them
         self.inputs = [self._input(v) for v in inputs]
         self._begin([t for t in flat(self.inputs) if isinstance(t, Tensor)])
         self.run_number: Tensor | None = self.inputs.pop() if plan.draws else None
@@ -127,7 +131,9 @@ class Trace:
     def _input(self, value: Any) -> Any:
         if isinstance(value, Buffer):
             self.buffers.append(value)
-            return leaf(Buffer(value.dtype, value.shape, value.strides, value.pointer, value.owner))
+            made = leaf(Buffer(value.dtype, value.shape, value.strides, value.pointer, value.owner))
+            self.fed.append(made.node)
+            return made
         return [self._input(v) for v in value] if isinstance(value, list) else value
 
     def run(self) -> Any:
@@ -337,7 +343,7 @@ class Trace:
 
     def _begin(self, alive: list[Tensor]) -> None:
         self.leaves = [weakref.ref(t) for t in alive]
-        self.dynamic = {t.node: i for i, t in enumerate(alive)}
+        self.dynamic = Numbers([t.node for t in alive])
         self.made = []
         self.constant = {}
 
@@ -418,7 +424,10 @@ class Trace:
         step = self.step
         if not step.kind:
             nodes = [t.node for t in lazy]
-            step.segment = self.plan.segment(nodes, self.dynamic, self.symbols) if lazy else None
+            grown = {i: self.grown[t] for i, t in enumerate(lazy) if t in self.grown}
+            step.segment = (
+                self.plan.segment(nodes, self.dynamic, self.symbols, grown) if lazy else None
+            )
             results = iter(range(len(lazy)))
             step.carried = tuple(
                 ~self.dynamic[t.node] if t.node in self.dynamic else next(results) for t in tensors
@@ -426,7 +435,7 @@ class Trace:
         elif len(step.carried) != len(tensors):
             raise TilewrightError("internal: a trace does not repeat itself")
         if self.symbols is not None:  # nothing is computed: there are no numbers yet
-            self.dynamic = {t.node: i for i, t in enumerate(tensors)}
+            self.dynamic = Numbers([t.node for t in tensors])
             return
         self.buffers = step.compute(self.buffers, self.done)
         for tensor, buffer in zip(tensors, self.buffers):
@@ -435,12 +444,16 @@ class Trace:
 
     def _end(self, results: list[Any]) -> Any:
         results = [r.numbers() if isinstance(r, Sizes) else r for r in results]
+        self.grown = {results[out]: self.fed[i] for i, out in self.plan.grown}
         lazy = [t for t in flat(results) if isinstance(t, Tensor)]
         varying = [t for t in lazy if not self.is_constant(t.node)]
         self._cut(varying, ending=True)
         if not self.step.kind:
             self.step.kind = "end"
-            self.step.outputs = [numbered(self._fixed(r), self.dynamic) for r in results]
+            outputs = [numbered(self._fixed(r), self.dynamic) for r in results]
+            for _, out in self.plan.grown:
+                outputs[out] = Grown(outputs[out])
+            self.step.outputs = outputs
         return [] if self.symbols is not None else self.step.results(self.buffers)
 
     def _fixed(self, value: Any) -> Any:

@@ -9,8 +9,8 @@ import numpy as np
 
 from tilewright.errors import FormatError, ShapeError
 from tilewright.onnx.ops.common import moves
-from tilewright.onnx.symbolic import settled, shape_value
 from tilewright.onnx.registry import op
+from tilewright.onnx.symbolic import settled, shape_value
 from tilewright.tensor import manipulation
 from tilewright.tensor.core import Tensor
 
