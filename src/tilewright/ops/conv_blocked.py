@@ -77,12 +77,13 @@ def conv_blocked(
     out = output_sizes("conv_blocked", size, (kh, kw), strides, padding, dilation)
     per_group = blocks_of(o // groups)
     flat = (kh, kw, *strides) == (1, 1, 1, 1) and not any(map(any, padding))
-    lanes = BLOCK * panel_blocks((1, prod(out)) if flat else out, kh * kw, per_group)
+    pairs = compute is bf16
+    lanes = BLOCK * panel_blocks((1, prod(out)) if flat else out, kh * kw, per_group, pairs)
     attrs: dict[str, Any] = {} if compute is None else {"compute": compute}
     return make(
         "conv_blocked",
         x,
-        _packed(w, groups, BLOCK if blocked else 1, lanes, compute is bf16),
+        _packed(w, groups, BLOCK if blocked else 1, lanes, pairs),
         channels=c * groups,
         outputs=o,
         strides=tuple(strides),

@@ -42,12 +42,13 @@ _WINDOWS: Final = {
 
 
 @lru_cache(maxsize=1024)
-def tile_of(out: Pair, taps: int, blocks: int) -> tuple[Pair, int]:
+def tile_of(out: Pair, taps: int, blocks: int, pairs: bool = False) -> tuple[Pair, int]:
     """Rows and columns of a register tile, and how many blocks of channels it has.
 
     Per channel and tap a tile of p pixels costs p * v cycles and a little more, but no less than
     nine (a multiply-add's latency); with v blocks every element of x is read for v products. Only
-    where there is one tap do more than 16 accumulators stay in registers.
+    where there is one tap do more than 16 accumulators stay in registers. A ``dot2`` (``pairs``) of
+    a broadcast in memory is slower than one of a register.
     """
     best, best_cost = ((1, 1), 1), float("inf")
     most = 28 if taps == 1 else 16
@@ -60,7 +61,8 @@ def tile_of(out: Pair, taps: int, blocks: int) -> tuple[Pair, int]:
                 if used > most:
                     continue
                 cycles = max(used + 1.0 + 0.8 * (taps > 1 and v == 1), 9)
-                cycles *= 1.2 if taps == 1 and v > 1 else 1.0
+                cycles *= 1.35 if pairs and v == 1 else 1.0
+                cycles *= 1.2 if not pairs and taps == 1 and v > 1 else 1.0
                 tiles = divide(out[0], rows) * divide(out[1], columns)
                 cost = tiles * cycles / v * (1 + 0.002 * rows) * (1.04 if v == 4 else 1)
                 if cost < best_cost:
@@ -68,9 +70,9 @@ def tile_of(out: Pair, taps: int, blocks: int) -> tuple[Pair, int]:
     return best
 
 
-def panel_blocks(out: Pair | tuple[int, ...], taps: int, blocks: int) -> int:
+def panel_blocks(out: Pair | tuple[int, ...], taps: int, blocks: int, pairs: bool) -> int:
     """Blocks of output channels whose weights lie side by side."""
-    return tile_of((out[0], out[1]), taps, blocks)[1]
+    return tile_of((out[0], out[1]), taps, blocks, pairs)[1]
 
 
 def _finish(epilogue: Epilogue | None) -> Any:
@@ -112,7 +114,7 @@ def conv_calls(
             (x.strides[0], x.strides[1] * per, *x.strides[1:]),
         )
     out = y.shape[2], y.shape[3]
-    tile, v = tile_of(out, kh * kw, y.shape[1] // groups)
+    tile, v = tile_of(out, kh * kw, y.shape[1] // groups, w.dtype is u32)
     assert v * BLOCK == lanes
     reach = (kh - 1) * dilation[0] + 1, (kw - 1) * dilation[1] + 1
     copies = any(map(any, attrs["padding"])) or x.dtype is not f32 or w.dtype is u32
@@ -187,7 +189,7 @@ def _pieces(
             slab = 0
             if copies:
                 slab = blocks * inner * prod(_slab((rows, columns), reach, strides, inner == 1))
-            held = columns * rows * blocks * inner * 4 if flat else 4 * slab
+            held = columns * rows * blocks * inner * (8 if copies else 4) if flat else 4 * slab
             if held > _SLAB_BYTES and (rows, columns) != tile:
                 continue
             places = divide(out[0], rows) * divide(out[1], columns) * batch * groups
