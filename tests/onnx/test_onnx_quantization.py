@@ -155,6 +155,53 @@ def test_quantisation_of_special_values() -> None:
             np.testing.assert_array_equal(ours[0], theirs[0])
 
 
+@pytest.mark.parametrize(
+    ("bits", "block", "zero", "level", "tolerance"),
+    [
+        (4, 32, "packed", 0, 1e-5),
+        (4, 16, "", 0, 1e-5),
+        (8, 32, "packed", 0, 1e-5),
+        (2, 64, "float", 0, 1e-5),
+        (4, 32, "packed", 4, 1e-4),
+        (4, 64, "", 4, 2e-2),  # they round activations per 64, we per 32
+    ],
+)
+def test_matmul_nbits(bits: int, block: int, zero: str, level: int, tolerance: float) -> None:
+    rng = np.random.default_rng(7)
+    k, n = 130, 70
+    blocks = -(-k // block)
+    b = rng.integers(0, 256, (n, blocks, block * bits // 8), dtype=np.uint8)
+    scale = rng.uniform(0.01, 0.05, (n, blocks)).astype(np.float32)
+    zeros: Any = None
+    if zero == "packed":
+        zeros = rng.integers(0, 256, (n, -(-blocks * bits // 8)), dtype=np.uint8)
+    if zero == "float":
+        zeros = rng.uniform(0, 1 << bits, (n, blocks)).astype(np.float32)
+    bias = rng.standard_normal(n).astype(np.float32)
+    for rows in ((1,), (2, 5)):
+        x = rng.standard_normal((*rows, k)).astype(np.float32)
+        ours, theirs = both(
+            "MatMulNBits", [x, b, scale, zeros, None, bias], range(1, 6), K=k, N=n, bits=bits,
+            block_size=block, accuracy_level=level,
+        )  # fmt: skip
+        bound = tolerance * np.abs(theirs[0]).max()
+        np.testing.assert_allclose(ours[0], theirs[0], rtol=0, atol=bound)
+
+
+def test_gather_block_quantized() -> None:
+    rng = np.random.default_rng(8)
+    data = rng.integers(0, 256, (20, 32), dtype=np.uint8)
+    scale = rng.uniform(0.01, 0.05, (20, 2)).astype(np.float32)
+    zero = rng.integers(0, 256, (20, 1), dtype=np.uint8)
+    ids = np.array([[3, 0], [19, 3]], np.int64)
+    for zeros in (None, zero):
+        ours, theirs = both(
+            "GatherBlockQuantized", [data, ids, scale, zeros], (0, 2, 3), block_size=32, bits=4,
+            gather_axis=0, quantize_axis=1,
+        )  # fmt: skip
+        np.testing.assert_array_equal(ours[0], theirs[0])
+
+
 # --- networks ------------------------------------------------------------------------------------
 
 
