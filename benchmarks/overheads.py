@@ -5,6 +5,11 @@
 - an empty step: a launch table of one kernel with next to nothing to do, run on the worker pool;
   the difference that further launches make is the cost of one launch and its barrier;
 - ``import tilewright`` in a fresh process, less an interpreter that imports nothing;
+- compiled functions of sizes that change, on one thread by its own processor time: a small training
+  step with sizes that are part of the program, with symbols at one size, at two sizes in turn, at a
+  new size each time; a step of attention over a cache that has grown by one; what a new size costs
+  a program of hundreds of launches before it runs (numbers for its tables, a place for every
+  temporary result, which for sizes in one range are the same);
 - from process start to the first byte of the answer of ``tilewright run``, with a cache that is
   empty (kernels are compiled) and with the cache that this leaves behind.
 """
@@ -17,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,6 +68,113 @@ def empty_step(threads: int) -> dict[str, Spread]:
             results[f"{n}_launches"] = best_of(partial(launches.run, pool))
     if not y.all():
         raise SystemExit("the kernel did not run")
+    return results
+
+
+def sizes_seconds(rounds: int) -> dict[str, Spread]:
+    """Seconds of calls of compiled functions; run in a process whose pool has one thread."""
+    from tilewright import asarray, compile, nn, optim
+
+    rng = np.random.default_rng(0)
+    functional = nn.functional
+
+    def times(call: Callable[[int], object], count: int = 400) -> Spread:
+        for i in range(8):
+            call(i)
+        found = []
+        for _ in range(rounds):
+            start = time.thread_time()
+            for i in range(count):
+                call(i)
+            found.append((time.thread_time() - start) / count)
+        return spread(found)
+
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Linear(8, 8), relu, nn.Linear(8, 8), relu, nn.Linear(8, 1))
+    sgd = optim.SGD(model.named_parameters(), lr=1e-3)
+
+    def small(x: Any) -> Any:
+        sgd.zero_grad()
+        loss = model(x).sum()
+        loss.backward()
+        sgd.step()
+        return loss
+
+    xs = [asarray(rng.random((4 + n, 8), np.float32)) for n in range(60)]
+    fixed, many = compile(small), compile(small, dynamic={"x": 0})
+    results = {
+        "small step, fixed size": times(lambda i: fixed(xs[0])),
+        "... with symbols": times(lambda i: many(xs[0])),
+        "... two sizes in turn": times(lambda i: many(xs[i % 2])),
+    }
+    new = []
+    for _ in range(rounds):
+        many = compile(small, dynamic={"x": 0})
+        many(xs[0])
+        start = time.thread_time()
+        for x in xs[1:]:
+            many(x)
+        new.append((time.thread_time() - start) / len(xs[1:]))
+        assert many.programs <= 3
+    results["... a new size each time"] = spread(new)
+
+    cache = asarray(rng.random((1, 8, 512, 64), np.float32))
+    q = asarray(rng.random((1, 8, 1, 64), np.float32))
+    views = [cache[:, :, :past].realize() for past in range(2, 500)]
+
+    def attend(q: Any, keys: Any) -> Any:
+        return functional.softmax(q @ keys.mT / 8.0, axis=-1) @ keys
+
+    def grown(decode: Any) -> float:
+        start = time.thread_time()
+        for keys in views:
+            decode(q, keys)
+        return (time.thread_time() - start) / len(views)
+
+    new, again = [], []
+    for _ in range(rounds):
+        decode = compile(attend, dynamic={"keys": 2})
+        decode(q, views[0])
+        new.append(grown(decode))
+        again.append(grown(decode))
+    assert decode.programs <= 4
+    results["cache of 2 to 499, sizes new"] = spread(new)
+    results["... and met before"] = spread(again)
+
+    gpt = nn.GPT(nn.GPTConfig(65, block_size=128, n_layer=8, n_head=2, n_embd=32, dropout=0.1))
+    adamw = optim.AdamW(gpt.named_parameters(), lr=1e-3)
+
+    def large(x: Any, y: Any) -> Any:
+        adamw.zero_grad()
+        loss = functional.cross_entropy(gpt(x).reshape(-1, 65), y.reshape(-1))
+        loss.backward()
+        adamw.step()
+        return loss
+
+    step = compile(large, dynamic={"x": {0: "b", 1: "t"}, "y": {0: "b", 1: "t"}})
+    x, y = (asarray(rng.integers(0, 65, (4, 32))) for _ in range(2))
+    step(x, y)
+    ((program, *_),) = [
+        [entry.program for entry in family.entries] for family in step._families.values()
+    ]
+    launches = sum(len(table) for table in program.segments if isinstance(table, LaunchTable))
+    each = []
+    for length in range(33, 128):
+        start = time.thread_time()
+        assert program.holds_at((4, length))
+        program.at_values((4, length))
+        each.append(time.thread_time() - start)
+    results[f"new size of {launches} launches"] = spread(each)
+    return results
+
+
+def in_one_thread(rounds: int) -> dict[str, Spread]:
+    """:func:`sizes_seconds` in a fresh process with one worker."""
+    code = f"from benchmarks.overheads import sizes_seconds as f; print(f({rounds}))"
+    command = [sys.executable, "-c", code]
+    environment = os.environ | {"TILEWRIGHT_THREADS": "1"}
+    found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    results: dict[str, Spread] = eval(found.stdout, {"Spread": Spread})
     return results
 
 
@@ -127,6 +240,7 @@ def main() -> None:
         "machine": machine(),
         "threads": options.threads,
         "empty_step_seconds": empty_step(options.threads),
+        "sizes_seconds": in_one_thread(options.rounds),
         "import_seconds": import_seconds(options.rounds),
         "first_token_seconds": first_token(model, options.threads, options.rounds),
     }
@@ -135,6 +249,8 @@ def main() -> None:
         print(
             f"step of {name:<12} {s.median * 1e6:8.2f} us  [{s.min * 1e6:.2f}..{s.max * 1e6:.2f}]"
         )
+    for name, s in report["sizes_seconds"].items():
+        print(f"{name:<32} {s.median * 1e6:8.2f} us  [{s.min * 1e6:.2f}..{s.max * 1e6:.2f}]")
     for group in ("import_seconds", "first_token_seconds"):
         for name, s in report[group].items():
             print(f"{name:<20} {s.median:8.3f} s   [{s.min:.3f}..{s.max:.3f}]")

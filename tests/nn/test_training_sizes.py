@@ -79,7 +79,7 @@ TEXTS = [(4, 16), (3, 20), (2, 64), (5, 33), (8, 8), (6, 40), (9, 7), (3, 20)]
     ("make", "data", "shapes", "most"),
     [
         (gpt, tokens, TEXTS, 2),
-        (llama, tokens, TEXTS, 2),
+        (llama, tokens, TEXTS, 3),  # products that are small at few tokens
         # sums of more than 32768 elements go another way: from 42 images on
         (cnn, images, [(n, 28) for n in (32, 7, 2, 41, 3, 42, 64)], 3),
     ],

@@ -127,6 +127,10 @@ def test_a_choice_of_speed_leaves_room_on_both_sides() -> None:
     scope, (n,) = _scope(n=8)
     assert roughly(n, 10, 2)
     assert [v for v in range(2, 40) if scope.holds()(v)] == list(range(2, 21))
+    scope, (n,) = _scope(n=11)
+    assert not roughly(n, 10, 2)
+    assert [v for v in range(2, 40) if scope.holds()(v)] == list(range(6, 40))
+    assert [roughly(v, 10, 2) for v in (10, 11)] == [True, False]
 
 
 @given(

@@ -31,7 +31,7 @@ from tilewright.ops.gemm_kernels import (
 )
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import default_pool
-from tilewright.sizes import applied, hint, maximum, roughly
+from tilewright.sizes import applied, hint, is_fixed, maximum, roughly
 
 __all__ = [
     "WINDOWS",
@@ -280,7 +280,9 @@ def _takes_small(plan: Plan, b: Buffer, y: Buffer) -> bool:
         return plan.small
     if y.dtype is not plan.accumulate and plan.chunks > 1:
         return True  # no room for sums was asked for
-    return roughly(_work(plan.m, plan.k, plan.n), _most((b.dtype,)) // _GATHERED)
+    if not is_fixed((plan.m, plan.k, plan.n)):
+        return False  # a program for many sizes is worth compiling for
+    return _work(plan.m, plan.k, plan.n) * _GATHERED <= _most((b.dtype,))
 
 
 def _is_gathered(plan: Plan, b: Buffer) -> bool:

@@ -294,7 +294,7 @@ def roughly(x: Any, limit: int, slack: int = 8) -> bool:
         return bool(x <= limit)
     if x.hint <= limit:
         return bool(x <= limit * slack)
-    return not x <= limit // slack
+    return bool(x <= limit // slack)  # no, and not near it either
 
 
 def same(a: Shape, b: Shape) -> bool:
