@@ -88,7 +88,7 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[int], Sequence[Tensor]], in
         lambda n: [tensor(n, 16)],
         2,
     ),
-    "reversed": (lambda x: tw.flip(x, axis=0) - x, lambda n: [tensor(n, 5)], 2),
+    "reversed": (lambda x: tw.flip(x, axis=0) - x, lambda n: [tensor(n, 5)], 3),
     "joined": (
         lambda x, y: tw.concat([x, y], axis=0) * 2,
         lambda n: [tensor(n, 4), tensor(n + 2, 4)],

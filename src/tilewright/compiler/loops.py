@@ -35,7 +35,7 @@ from tilewright.ops.calls import KernelCall
 from tilewright.ops.source import cast_text, element_text, literal_text, unique_name
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import Kernel
-from tilewright.sizes import maximum, minimum
+from tilewright.sizes import hints, maximum, minimum, roughly
 
 __all__ = ["BLOCK", "Scalar", "loop_calls", "split_workspace"]
 
@@ -112,10 +112,10 @@ def loop_calls(
 
 def _turned(group: Group, walk: Walk) -> Group | None:
     """A group that reduces nothing with a long axis along the lanes, where its last is short."""
-    if group.reduced or walk.axes[-1].size >= _SHORT:
+    if group.reduced or len(walk.axes) < 2 or not roughly(walk.axes[-1].size, _SHORT - 1, 2):
         return None
-    arrays = [o.strides for _, o in (*walk.operands.values(), *walk.results)]
-    long = [a for a in walk.axes if a.size >= _LONG]
+    arrays = [hints(o.strides) for _, o in (*walk.operands.values(), *walk.results)]
+    long = [a for a in walk.axes if not roughly(a.size, _LONG - 1, 2)]
     if not long:
         return None
     near = min(long, key=lambda axis: sum(abs(strides[axis.last]) for strides in arrays))
