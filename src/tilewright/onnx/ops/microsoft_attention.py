@@ -25,7 +25,6 @@ from tilewright.tensor.core import Tensor, apply
 from tilewright.tensor.creation import arange, zeros
 from tilewright.tensor.elementwise import clip, logical_and, maximum, where
 from tilewright.tensor.manipulation import broadcast_to, concat, pad, stack
-from tilewright.tensor.searching import searchsorted
 
 MICROSOFT: Final = "com.microsoft"
 
@@ -72,8 +71,9 @@ def _summed(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a + b.astype(a.dtype, copy=False)
 
 
-def _scale(scale: float | None) -> float | None:
-    return scale or None  # zero stands for the default
+def or_default(scale: float | None) -> float | None:
+    """A scale; zero stands for the default."""
+    return scale or None
 
 
 @op("Attention", domain=MICROSOFT)
@@ -113,7 +113,7 @@ def attention(
     added = _summed(padding_bias(mask, q.shape[0], t, keys, mask_filter_value), attention_bias)
     plain = bool(unidirectional) and offset == 0
     band = None if plain else visible_band(t, keys, offset, bool(unidirectional))
-    kind = Kind(_scale(scale), causal=plain, visible=band, bias=added)
+    kind = Kind(or_default(scale), causal=plain, visible=band, bias=added)
     result = attend(q, k, v, kind, True)[0]
     return (result, stack([k, v], axis=0)) if ctx.n_outputs > 1 else result
 
@@ -177,7 +177,7 @@ def multi_head_attention(
     plain = bool(unidirectional) and offset == 0
     band = None if plain else visible_band(t, keys, offset, bool(unidirectional))
     wanted = "weights" if ctx.n_outputs > 3 else ""
-    kind = Kind(_scale(scale), causal=plain, visible=band, bias=added, wanted=wanted)
+    kind = Kind(or_default(scale), causal=plain, visible=band, bias=added, wanted=wanted)
     y, weights = attend(q, k, v, kind, True)
     return (y, k, v, weights)[: ctx.n_outputs]
 
@@ -335,7 +335,7 @@ def group_query_attention(
     if smooth_softmax == 1 and sink is None:
         sink = zeros((num_heads,), dtype=f32)
     kind = Kind(
-        scale=_scale(scale),
+        scale=or_default(scale),
         causal=plain,
         visible=visible,
         bias=attention_bias,
@@ -392,77 +392,13 @@ def decoder_masked_multi_head_attention(
         margin = [(0, 0)] * 3 + [(0, k.shape[2] - attention_bias.shape[-1])]
         attention_bias = pad(attention_bias, margin)
     kind = Kind(
-        _scale(scale),
+        or_default(scale),
         visible=visible,
         bias=_summed(added, attention_bias),
         wanted="weights" if ctx.n_outputs > 3 else "",
     )
     y, weights = attend(q, k, v, kind, True)
     return (y, k, v, weights)[: ctx.n_outputs]
-
-
-# --- packed batches ------------------------------------------------------------------------------
-
-
-def _same_sequence(total: int, edges: Tensor) -> Tensor:
-    """Which of ``total`` tokens belong to one sequence; edges (B + 1,) are where they begin."""
-    at = searchsorted(edges.astype(i64), arange(total, dtype=i64), side="right")
-    return at.reshape((1, 1, -1, 1)) == at.reshape((1, 1, 1, -1))
-
-
-@op("PackedMultiHeadAttention", domain=MICROSOFT)
-def packed_multi_head_attention(
-    query: Tensor,
-    key: Tensor | None,
-    value: Tensor | None,
-    bias: Tensor | None,
-    offsets: Tensor,
-    edges: Tensor,
-    attention_bias: Tensor | None = None,
-    *,
-    mask_filter_value: float = -10000.0,
-    num_heads: int,
-    scale: float | None = None,
-) -> Tensor:
-    """Attention inside sequences that lie one after the other: query (tokens, H * D)."""
-    if attention_bias is not None:
-        raise UnsupportedError("attention_bias of packed sequences is not supported")
-    if query.ndim == 4:  # (tokens, H, 3, D)
-        query, key, value = (query[:, :, i].reshape((query.shape[0], -1)) for i in range(3))
-    if key is None or value is None:
-        raise ShapeError("key and value may only be left out of a packed query")
-    parts, start = [], 0
-    for part in (query, key, value):
-        if bias is not None:
-            part = part + bias[start : start + part.shape[1]]
-            start += part.shape[1]
-        parts.append(heads_first(part.reshape((1, *part.shape)), num_heads))
-    q, k, v = parts
-    kind = Kind(_scale(scale), visible=_same_sequence(q.shape[2], edges))
-    return attend(q, k, v, kind, True)[0][0]
-
-
-@op("PackedAttention", domain=MICROSOFT)
-def packed_attention(
-    x: Tensor,
-    weights: Tensor,
-    bias: Tensor,
-    offsets: Tensor,
-    edges: Tensor,
-    attention_bias: Tensor | None = None,
-    *,
-    num_heads: int,
-    qkv_hidden_sizes: tuple[int, ...] | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """Attention with its projection inside sequences that lie one after the other."""
-    y = x @ weights + bias
-    sizes = qkv_hidden_sizes or (y.shape[1] // 3,) * 3
-    edge = (0, sizes[0], sizes[0] + sizes[1], sum(sizes))
-    q, k, v = (y[:, a:b] for a, b in itertools.pairwise(edge))
-    return packed_multi_head_attention(
-        q, k, v, None, offsets, edges, attention_bias, num_heads=num_heads, scale=scale
-    )
 
 
 # --- positions -----------------------------------------------------------------------------------
