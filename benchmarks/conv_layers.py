@@ -113,7 +113,7 @@ def runners(layer: Layer, bf16: bool) -> dict[str, tuple[Callable[[], Any], Call
     from tilewright.ops.blocked import block, unblock
     from tilewright.ops.conv_blocked import conv_blocked, depthwise_blocked
     from tilewright.ops.windows import im2col
-    from tilewright.runtime.buffers import empty, from_array
+    from tilewright.runtime.buffers import empty
 
     c, size, o, k, stride, groups = layer
     pad = k // 2
