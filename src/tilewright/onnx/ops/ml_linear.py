@@ -95,7 +95,7 @@ def linear_classifier(
     if count == 1:
         scores = apply(lambda node: views.concat([ew.neg(node), node], 1), scores)
     found = apply(lambda node: transformed(node, post_transform), scores)
-    places = apply(lambda node: reductions.argmax(node, 1), found)
+    places = apply(lambda node: reductions.argmax(node, 1), scores)
     return chosen_labels(ctx, labels, places), found
 
 
