@@ -1,4 +1,4 @@
-"""The standard's own cases of single operators, run by name.
+"""The standard's own cases, of single operators and small models, run by name.
 
     python -m tests.onnx.cases 'test_slice*' 'test_pad_*'
     python -m tests.onnx.cases --ops Slice,Pad --keep-going
@@ -14,7 +14,9 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,13 +32,37 @@ DRAWN = ("test_bernoulli*", "test_training_dropout_default*", "test_training_dro
 
 
 @lru_cache(maxsize=1)
-def node_cases() -> dict[str, Any]:
-    """Every case of one node, by name."""
+def standard_cases() -> dict[str, Any]:
+    """Every case by name: of one node, and the few small models."""
     from onnx.backend.test.loader import load_model_tests
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return {c.name: c for c in load_model_tests(kind="node")}
+        found = list(load_model_tests(kind="node"))
+    for kind in ("simple", "pytorch-converted", "pytorch-operator"):
+        found += [_from_folder(case) for case in load_model_tests(kind=kind)]
+    return {c.name: c for c in found}
+
+
+def _from_folder(case: Any) -> Any:
+    """A case whose model and values are files."""
+    folder = Path(case.model_dir)
+    model = onnx.load(folder / "model.onnx")
+    sets = []
+    for data in sorted(folder.glob("test_data_set_*")):
+        inputs = [_value(data / f"input_{i}.pb", v) for i, v in enumerate(model.graph.input)]
+        outputs = [_value(data / f"output_{i}.pb", v) for i, v in enumerate(model.graph.output)]
+        sets.append((inputs[: len(list(data.glob("input_*.pb")))], outputs))
+    return replace(case, model=model, data_sets=sets)
+
+
+def _value(path: Path, info: Any) -> Any:
+    if not path.exists():
+        return None
+    kind = info.type.WhichOneof("value")
+    proto = onnx.SequenceProto() if kind == "sequence_type" else onnx.TensorProto()
+    proto.ParseFromString(path.read_bytes())
+    return proto
 
 
 def operators_of(case: Any) -> set[str]:
@@ -46,7 +72,7 @@ def operators_of(case: Any) -> set[str]:
 
 def select(patterns: list[str], ops: set[str] | None = None) -> Iterator[Any]:
     """The cases whose names match a pattern (all without one) and that use one of ``ops``."""
-    for name, case in node_cases().items():
+    for name, case in standard_cases().items():
         if patterns and not any(fnmatch.fnmatch(name, p) for p in patterns):
             continue
         if any(fnmatch.fnmatch(name, p) for p in DRAWN):
@@ -59,7 +85,9 @@ def run_case(case: Any, threads: int = 1) -> None:
     """Run one case; raises AssertionError where the results differ."""
     session = tilewright.onnx.load(case.model, threads=threads)
     for inputs, outputs in case.data_sets:
-        feeds = {v.name: array_of(x) for v, x in zip(session.inputs, inputs)}
+        names = [v.name for v in case.model.graph.input]
+        feeds = {n: array_of(x) for n, x in zip(names, inputs)}
+        feeds = {v.name: feeds[v.name] for v in session.inputs}
         got = session.run(feeds)
         assert list(got) == [o.name for o in session.outputs]
         for value, want in zip(got.values(), outputs):

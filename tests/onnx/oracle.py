@@ -17,7 +17,8 @@ def value(name, array):
     return helper.make_tensor_value_info(name, kind, [None] * array.ndim)
 
 
-def single(op, feeds, outputs=("y",), opset=17, domain="", constants=(), inputs=None, **attrs):
+def single(op, feeds, outputs=("y",), opset=17, domain="", constants=(), inputs=None,
+           domain_opset=1, **attrs):  # fmt: skip
     """A model of one node: ``feeds`` by name (None leaves an input out), ``outputs`` untyped."""
     constants = dict(constants)
     names = inputs if inputs is not None else [*feeds, *constants]
@@ -33,7 +34,7 @@ def single(op, feeds, outputs=("y",), opset=17, domain="", constants=(), inputs=
     )
     imports = [helper.make_opsetid("", opset)]
     if domain:
-        imports.append(helper.make_opsetid(domain, 1))
+        imports.append(helper.make_opsetid(domain, domain_opset))
     return helper.make_model(graph, opset_imports=imports, ir_version=8)
 
 

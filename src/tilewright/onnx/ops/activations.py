@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from tilewright.dtypes import f64
+from tilewright.dtypes import f32, f64
 from tilewright.errors import UnsupportedError
 from tilewright.graph import Node
 from tilewright.onnx.ops.common import aligned, require_same, unary, wide
@@ -156,6 +156,19 @@ def _swish(x: Node, alpha: float) -> Node:
 def swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
     """``x sigmoid(alpha x)``."""
     return _with_numbers(x, _swish, alpha)
+
+
+@op("SwiGLU", since=28)
+def swiglu(gate: Tensor, value: Tensor, *, alpha: float = 1.0) -> Tensor:
+    """``gate sigmoid(alpha gate) value``."""
+    require_same(gate, value)
+
+    def build(a: Node, b: Node) -> Node:
+        half = a.dtype.bits == 16
+        wide_a, wide_b = (ew.cast(v, f32) if half else v for v in (a, b))
+        return ew.cast(ew.mul(_swish(wide_a, alpha), wide_b), a.dtype)
+
+    return apply(build, gate, value)
 
 
 # --- with a slope --------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def string_normalizer(
 
 
 @op("RegexFullMatch", since=20, boundary=True)
-def regex_full_match(x: np.ndarray, *, pattern: str) -> np.ndarray:
+def regex_full_match(x: np.ndarray, *, pattern: str = "") -> np.ndarray:
     """Which strings match a regular expression as a whole."""
     try:
         matches = re.compile(pattern).fullmatch
