@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from tilewright.errors import DTypeError, ShapeError, UnsupportedError
-from tilewright.formats.onnx import Model, ValueInfo, model_of, open_model
+from tilewright.formats.onnx import Model, ValueInfo, model_from_bytes, model_of, open_model
 from tilewright.onnx.check import require_supported
 from tilewright.onnx.plan import Plan
 from tilewright.onnx.quick import Run
@@ -85,17 +85,7 @@ def load(
     if isinstance(model, (str, os.PathLike)):
         read = open_model(model)
     elif isinstance(model, (bytes, bytearray)):
-        import onnx
-        from google.protobuf.message import DecodeError
-
-        from tilewright.errors import FormatError
-
-        proto = onnx.ModelProto()
-        try:
-            proto.ParseFromString(bytes(model))
-        except DecodeError as error:
-            raise FormatError(f"these bytes are no ONNX model: {error}") from error
-        read = model_of(proto)
+        read = model_from_bytes(bytes(model))
     else:
         read = model_of(model)
     return Session(read, threads)

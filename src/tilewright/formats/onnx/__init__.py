@@ -6,6 +6,7 @@ from tilewright.formats.onnx.model import (
     Model,
     NodeDef,
     ValueInfo,
+    model_from_bytes,
     model_of,
     open_model,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "NodeDef",
     "ValueInfo",
     "element_name",
+    "model_from_bytes",
     "model_of",
     "open_model",
     "read_tensor",

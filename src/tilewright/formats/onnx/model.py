@@ -6,6 +6,7 @@ external files) and turned into dataclasses that the importer walks.
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,9 +17,20 @@ import numpy as np
 
 from tilewright.errors import FormatError, UnsupportedError
 from tilewright.formats.onnx.tensors import element_name, sparse_array, tensor_array
+from tilewright.formats.onnx.wire import without_weights
 
-__all__ = ["Function", "Graph", "Model", "NodeDef", "ValueInfo", "model_of", "open_model"]
+__all__ = [
+    "Function",
+    "Graph",
+    "Model",
+    "NodeDef",
+    "ValueInfo",
+    "model_from_bytes",
+    "model_of",
+    "open_model",
+]
 
+_MAPPED: Final = 1 << 20  # files from this size on are mapped
 _DEPTH: Final = 64  # graphs inside graphs
 
 
@@ -143,20 +155,53 @@ def open_model(path: str | os.PathLike[str]) -> Model:
         FormatError: the file is no ONNX model, or contradicts itself.
         UnsupportedError: the ``onnx`` package is not installed.
     """
+    _package()
+    where = Path(path)
+    try:
+        with open(where, "rb") as file:
+            if os.fstat(file.fileno()).st_size < _MAPPED:
+                return _parsed(file.read(), where)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _mapped(data, where)
+    except OSError as error:
+        raise FormatError(f"cannot be read: {error.strerror or error}", path=path) from error
+
+
+def _mapped(data: mmap.mmap, path: Path) -> Model:
+    """A large file: its weights are copied from the map, once, and not parsed."""
+    view = memoryview(data)
+    parts: list[memoryview] = []
+    try:
+        found = without_weights(view)
+        if found is None:
+            return _parsed(data[:], path)
+        rest, places = found
+        weights = {i: view[start:end] for i, (start, end) in places.items()}
+        parts += weights.values()
+        return _parsed(rest, path, weights)
+    finally:  # or the map could not be closed
+        for part in parts:
+            part.release()
+        view.release()
+
+
+def _parsed(
+    data: bytes, path: Path | None, weights: Mapping[int, memoryview] | None = None
+) -> Model:
     onnx = _package()
     from google.protobuf.message import DecodeError
 
-    where = Path(path)
-    try:
-        data = where.read_bytes()
-    except OSError as error:
-        raise FormatError(f"cannot be read: {error.strerror or error}", path=path) from error
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
     except DecodeError as error:
         raise FormatError(f"is no ONNX model: {error}", path=path) from error
-    return model_of(proto, where)
+    return model_of(proto, path, weights)
+
+
+def model_from_bytes(data: bytes) -> Model:
+    """A model that is in memory. Raises as :func:`open_model`."""
+    return _parsed(data, None)
 
 
 def _package() -> Any:
@@ -169,8 +214,13 @@ def _package() -> Any:
     return onnx
 
 
-def model_of(proto: Any, path: Path | None = None) -> Model:
-    """A ``ModelProto``; ``path`` is where it came from (external data lie beside it)."""
+def model_of(
+    proto: Any, path: Path | None = None, weights: Mapping[int, memoryview] | None = None
+) -> Model:
+    """A ``ModelProto``; ``path`` is where it came from (external data lie beside it).
+
+    ``weights`` has raw data of initialisers of the main graph that ``proto`` is without.
+    """
     _package()
     if not proto.HasField("graph"):
         raise FormatError("has no graph: is it an ONNX model?", path=path)
@@ -185,7 +235,7 @@ def model_of(proto: Any, path: Path | None = None) -> Model:
         made = reader.function(one)
         functions[made.domain, made.name] = made
     return Model(
-        graph=reader.graph(proto.graph),
+        graph=reader.graph(proto.graph, weights or {}),
         opsets=opsets,
         functions=functions,
         ir_version=proto.ir_version,
@@ -218,13 +268,14 @@ class _Reader:
         self.folder = None if path is None else path.parent
         self.depth = 0
 
-    def graph(self, proto: Any) -> Graph:
+    def graph(self, proto: Any, weights: Mapping[int, memoryview] | None = None) -> Graph:
         self.depth += 1
         if self.depth > _DEPTH:
             raise FormatError(f"graphs lie more than {_DEPTH} deep in each other", path=self.path)
         constants: dict[str, np.ndarray] = {}
-        for tensor in proto.initializer:
-            constants[_text(tensor.name)] = self.tensor(tensor)
+        for i, tensor in enumerate(proto.initializer):
+            raw = weights.get(i) if weights else None
+            constants[_text(tensor.name)] = tensor_array(tensor, self.folder, self.path, raw)
         for tensor in proto.sparse_initializer:
             constants[_text(tensor.values.name)] = sparse_array(tensor, self.folder, self.path)
         inputs = [value_info(v) for v in proto.input]

@@ -62,8 +62,13 @@ def named_dtype(name: str, what: str) -> np.dtype:
     return numpy_dtype(onnx.TensorProto.DataType.Value((name or "float").upper()), what)
 
 
-def tensor_array(proto: Any, folder: Path | None, path: object = None) -> np.ndarray:
+def tensor_array(
+    proto: Any, folder: Path | None, path: object = None, raw_data: memoryview | None = None
+) -> np.ndarray:
     """The elements of a ``TensorProto``; external ones are mapped from a file below ``folder``.
+
+    ``raw_data`` is what its field of that name would hold, had it been parsed with the rest (see
+    :mod:`tilewright.formats.onnx.wire`); it is copied.
 
     Raises:
         FormatError: sizes that do not agree with the data, or a file outside the folder.
@@ -86,17 +91,20 @@ def tensor_array(proto: Any, folder: Path | None, path: object = None) -> np.nda
             raise FormatError("strings are never in external files", path=path, tensor=name)
         raw = _external(proto, wanted, folder, path, name)
         return _from_bytes(raw, proto.data_type, dtype, dims, count)
-    if proto.HasField("raw_data"):
+    if raw_data is not None or proto.HasField("raw_data"):
         if dtype.hasobject:
             raise FormatError("strings are never raw data", path=path, tensor=name)
-        if len(proto.raw_data) != wanted:
+        held = proto.raw_data if raw_data is None else raw_data
+        if len(held) != wanted:
             raise FormatError(
                 f"{element_name(proto.data_type)}{list(dims)} takes {wanted} bytes, "
-                f"{len(proto.raw_data)} are there",
+                f"{len(held)} are there",
                 path=path,
                 tensor=name,
             )
-        raw = np.frombuffer(proto.raw_data, np.uint8)
+        raw = np.frombuffer(held, np.uint8)
+        if raw_data is not None:
+            raw = raw.copy()
         return _from_bytes(raw, proto.data_type, dtype, dims, count)
     if dtype.hasobject:
         texts = [s.decode("utf-8", "replace") for s in proto.string_data]
@@ -107,11 +115,12 @@ def tensor_array(proto: Any, folder: Path | None, path: object = None) -> np.nda
                 tensor=name,
             )
         return np.array(texts, object).reshape(dims)
-    held = sum(len(getattr(proto, field)) for field in _FIELDS)
+    numbers = sum(len(getattr(proto, field)) for field in _FIELDS)
     packed = -(-count * bits // 8) if bits < 8 else count * (2 if dtype.kind == "c" else 1)
-    if held != packed and held != count:
+    if numbers not in (packed, count):
         raise FormatError(
-            f"{element_name(proto.data_type)}{list(dims)} wants {count} elements, {held} are there",
+            f"{element_name(proto.data_type)}{list(dims)} wants {count} elements, "
+            f"{numbers} are there",
             path=path,
             tensor=name,
         )
