@@ -207,6 +207,8 @@ def sparse_array(proto: Any, folder: Path | None, path: object = None) -> np.nda
     values = tensor_array(proto.values, folder, path)
     where = tensor_array(proto.indices, folder, path)
     name = proto.values.name or "(sparse)"
+    if where.dtype != np.int64:
+        raise FormatError(f"has indices of {where.dtype}, wants int64", path=path, tensor=name)
     dims = tuple(proto.dims)
     count = math.prod(dims)
     if any(n <= 0 for n in dims) or count * values.itemsize > MAX_DENSE_BYTES:
