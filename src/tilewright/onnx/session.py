@@ -224,6 +224,8 @@ def _empty_hint(spec: ValueSpec) -> str:
 def _fed(spec: ValueSpec, value: Any, sizes: dict[str, tuple[int, str]]) -> Any:
     if spec.kind == "optional" and value is None:
         return None
+    if spec.kind == "map" and isinstance(value, Mapping):
+        return dict(value)
     if spec.kind == "sequence" or (isinstance(value, (list, tuple)) and spec.kind != "tensor"):
         inner = ValueSpec(spec.name, spec.dtype, None)
         if spec.dtype.startswith("sequence("):  # of an optional

@@ -17,7 +17,7 @@ from tilewright.ops import elementwise as ew
 from tilewright.ops import indexing, reductions
 from tilewright.tensor.core import Tensor, apply
 
-__all__ = ["DOMAIN", "as_rows", "chosen_labels", "labels_of", "transformed"]
+__all__ = ["DOMAIN", "as_rows", "labelled", "labels_of", "transformed"]
 
 DOMAIN: Final = "ai.onnx.ml"
 
@@ -38,13 +38,16 @@ def labels_of(integers: Sequence[int] | None, strings: Sequence[str] | None) -> 
     return np.array(integers, np.int64) if integers else None
 
 
-def chosen_labels(call: Call, labels: np.ndarray | None, places: Tensor) -> Any:
-    """The label of each class number; strings on the host."""
+def labelled(
+    call: Call, labels: np.ndarray | None, places: Tensor, scores: Tensor
+) -> tuple[Any, Tensor]:
+    """The label of each class number, strings on the host; and the scores."""
     if labels is None:
-        return places
+        return places, scores
     if labels.dtype == object:
-        return labels[call.value(places)]
-    return apply(indexing.take, tensor_of(labels), places)
+        call.keep(scores)  # what is there before the program is cut
+        return labels[call.value(places)], scores
+    return apply(indexing.take, tensor_of(labels), places), scores
 
 
 def transformed(scores: Node, how: str) -> Node:

@@ -12,7 +12,7 @@ from tilewright.dtypes import f32, i64
 from tilewright.errors import FormatError, ShapeError, UnsupportedError
 from tilewright.graph import Node
 from tilewright.onnx.ops.common import tensor_of
-from tilewright.onnx.ops.ml_common import DOMAIN, chosen_labels, labels_of, transformed
+from tilewright.onnx.ops.ml_common import DOMAIN, labelled, labels_of, transformed
 from tilewright.onnx.registry import Call, op
 from tilewright.ops import coupling, reductions, views
 from tilewright.ops import elementwise as ew
@@ -91,12 +91,12 @@ def linear_classifier(
         if labels is not None:
             nothing = np.array("", object) if labels.dtype == object else np.array(0)
             labels = np.array([nothing.item(), labels[0]], labels.dtype)
-        return chosen_labels(ctx, labels, apply(chosen, found)), found
+        return labelled(ctx, labels, apply(chosen, found), found)
     if count == 1:
         scores = apply(lambda node: views.concat([ew.neg(node), node], 1), scores)
     found = apply(lambda node: transformed(node, post_transform), scores)
     places = apply(lambda node: reductions.argmax(node, 1), scores)
-    return chosen_labels(ctx, labels, places), found
+    return labelled(ctx, labels, places, found)
 
 
 # --- support vector machines ---------------------------------------------------------------------
@@ -199,7 +199,7 @@ def svm_classifier(
         places, labels = _of_one_score(best, places, labels, bool(prob_a), positive)
         if not several:
             found = apply(lambda node: _pair(node, classes == 2, post_transform), scores)
-    return chosen_labels(ctx, labels, places), found
+    return labelled(ctx, labels, places, found)
 
 
 def _duels(coefficients: Sequence[float], counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from tilewright.errors import FormatError, ShapeError, UnsupportedError
 from tilewright.formats.onnx import NodeDef
 from tilewright.graph import Node
 from tilewright.onnx.ops.common import tensor_of
-from tilewright.onnx.ops.ml_common import DOMAIN, as_rows, chosen_labels, labels_of, transformed
+from tilewright.onnx.ops.ml_common import DOMAIN, as_rows, labelled, labels_of, transformed
 from tilewright.onnx.registry import Call, op
 from tilewright.ops import elementwise as ew
 from tilewright.ops import reductions, views
@@ -443,7 +443,7 @@ def tree_ensemble_classifier(
         return _of_two_classes(ctx, labels, scores, bool(np.all(weights >= 0)), post_transform)
     found = apply(lambda node: ew.cast(transformed(node, post_transform), f32), scores)
     places = apply(lambda node: reductions.argmax(node, 1), scores)
-    return chosen_labels(ctx, labels, places), found
+    return labelled(ctx, labels, places, found)
 
 
 def _of_two_classes(
@@ -469,4 +469,4 @@ def _of_two_classes(
             raise UnsupportedError("one label of two classes is no string")
         labels = np.array([0 if labels[0] else 1, labels[0]], np.int64)
     places = chosen.astype("int64")
-    return chosen_labels(call, labels, places), found
+    return labelled(call, labels, places, found)
