@@ -27,7 +27,7 @@ from tilewright.ops.blocked import BLOCK, block, blocks_of, unblock
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.comparison import bitwise_or, shift_left
 from tilewright.ops.conv import conv_reference
-from tilewright.ops.conv_blocked_plan import conv_calls, depthwise_calls, panel_blocks
+from tilewright.ops.conv_blocked_plan import conv_calls, copy_fits, depthwise_calls, panel_blocks
 from tilewright.ops.conv_shapes import output_sizes
 from tilewright.ops.creation import bitcast, cast
 from tilewright.ops.epilogue import Epilogue
@@ -39,6 +39,8 @@ __all__ = ["conv_blocked", "depthwise_blocked", "suits", "suits_depthwise"]
 
 Attrs = Mapping[str, Any]
 Pairs = tuple[tuple[int, int], ...]
+
+_NONE: Pairs = ((0, 0), (0, 0))
 
 
 def suits(x: Node, w: Node, groups: int) -> bool:
@@ -69,13 +71,22 @@ def conv_blocked(
 ) -> Node:
     """x blocked, or plain (N, C, H, W), w (O, C/groups, KH, KW) -> (N, O / 16, OH, OW, 16).
 
-    Two spatial axes. ``compute=bf16`` rounds x and w to bf16. A plain x wants one group.
+    Two spatial axes. ``compute=bf16`` rounds x and w to bf16 (but not where the taps lie so far
+    apart that x is padded first). A plain x wants one group.
     """
     o, c, kh, kw = sizes_of(w)
     blocked = len(x.shape) == 5
     size = sizes_of(x)[2:4]
     out = output_sizes("conv_blocked", size, (kh, kw), strides, padding, dilation)
     per_group = blocks_of(o // groups)
+    fits = copy_fits(
+        (out[0], out[1]), (kh, kw), (strides[0], strides[1]), (dilation[0], dilation[1]), c,
+        compute is bf16,
+    )  # fmt: skip
+    if any(map(any, padding)) and (not fits or (max(dilation) > 1 and compute is None)):
+        # taps so far apart that programs would copy much more than they make
+        wide = ((0, 0), (0, 0), *padding, *(((0, 0),) if blocked else ()))
+        return conv_blocked(pad(x, wide), w, strides, _NONE, dilation, groups)
     flat = (kh, kw, *strides) == (1, 1, 1, 1) and not any(map(any, padding))
     pairs = compute is bf16
     lanes = BLOCK * panel_blocks((1, prod(out)) if flat else out, kh * kw, per_group, pairs)

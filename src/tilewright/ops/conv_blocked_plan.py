@@ -24,7 +24,7 @@ from tilewright.ops.epilogue import Epilogue
 from tilewright.ops.layout_kernels import divide
 from tilewright.runtime.buffers import Buffer
 
-__all__ = ["conv_calls", "depthwise_calls", "panel_blocks", "pool_calls"]
+__all__ = ["conv_calls", "copy_fits", "depthwise_calls", "panel_blocks", "pool_calls"]
 
 Attrs = Mapping[str, Any]
 Pair = tuple[int, int]
@@ -73,6 +73,18 @@ def tile_of(out: Pair, taps: int, blocks: int, pairs: bool = False) -> tuple[Pai
 def panel_blocks(out: Pair | tuple[int, ...], taps: int, blocks: int, pairs: bool) -> int:
     """Blocks of output channels whose weights lie side by side."""
     return tile_of((out[0], out[1]), taps, blocks, pairs)[1]
+
+
+def copy_fits(
+    out: Pair, kernel: Pair, strides: Pair, dilation: Pair, channels: int, pairs: bool
+) -> bool:
+    """Whether what one tile reads of a padded image fits a program's scratch memory."""
+    tile, _ = tile_of(out, prod(kernel), 1, pairs)
+    rows, columns = (
+        (n - 1) * s + (k - 1) * d + 1 for n, k, s, d in zip(tile, kernel, strides, dilation)
+    )
+    words = channels // 2 if pairs else channels
+    return rows * (columns + 15) * words * 4 <= 2 * _SLAB_BYTES
 
 
 def _finish(epilogue: Epilogue | None) -> Any:
@@ -182,7 +194,11 @@ def _pieces(
     best, best_cost = (tile, 1), float("inf")
     flat = out[0] == 1
     most = divide(out[1], tile[1])
-    for across in range(1, most + 1) if flat else (most,):
+    smallest = prod(_slab(tile, reach, strides, inner == 1)) * blocks * inner * 4
+    limit = max(_SLAB_BYTES, smallest if copies else 0)
+    for across in (
+        range(1, most + 1) if flat else sorted({divide(most, d) for d in (1, 2, 4, most)})
+    ):
         columns = min(out[1], across * tile[1])
         for down in range(1, divide(out[0], tile[0]) + 1):
             rows = min(out[0], down * tile[0])
@@ -190,7 +206,7 @@ def _pieces(
             if copies:
                 slab = blocks * inner * prod(_slab((rows, columns), reach, strides, inner == 1))
             held = columns * rows * blocks * inner * (8 if copies else 4) if flat else 4 * slab
-            if held > _SLAB_BYTES and (rows, columns) != tile:
+            if held > limit and (rows, columns) != tile:
                 continue
             places = divide(out[0], rows) * divide(out[1], columns) * batch * groups
             tiles = divide(rows, tile[0]) * divide(columns, tile[1])
