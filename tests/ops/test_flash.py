@@ -95,7 +95,8 @@ class Case:
     def backward(self, with_dlse: bool = False) -> tuple[Node, ...]:
         """On the forward kernels' results."""
         parts = self.forward()
-        q, k, v, *masks = parts[0].inputs[0].inputs
+        q, k, v, *rest = parts[0].inputs[0].inputs
+        masks = [] if self.mask is None else rest[:1]
         out, lse = execute(parts)
         dlse = leaf(self.dlse) if with_dlse else None
         results = leaf(out, self.dtype), leaf(lse), leaf(self.dout, self.dtype), dlse

@@ -30,17 +30,19 @@ class MultiheadAttention(Module):
     """PyTorch's ``MultiheadAttention(embed_dim, num_heads, batch_first=True)``.
 
     Parameters ``in_proj_weight`` (3 E, E), ``in_proj_bias``, ``out_proj.weight``,
-    ``out_proj.bias``. Dropout of attention weights does not exist here: they are never in memory.
+    ``out_proj.bias``. ``dropout``: of attention weights, while training.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, bias: bool = True) -> None:
+    def __init__(
+        self, embed_dim: int, num_heads: int, bias: bool = True, dropout: float = 0.0
+    ) -> None:
         _heads(embed_dim, num_heads, "MultiheadAttention")
         self.in_proj_weight = Parameter(init.xavier_uniform_(empty((3 * embed_dim, embed_dim))))
         self.in_proj_bias = Parameter(zeros((3 * embed_dim,))) if bias else None
         self.out_proj = Linear(embed_dim, embed_dim, bias)
         if self.out_proj.bias is not None:
             init.zeros_(self.out_proj.bias)
-        self.heads = num_heads
+        self.heads, self.dropout = num_heads, dropout
 
     def forward(
         self,
@@ -55,10 +57,11 @@ class MultiheadAttention(Module):
         ``mask``: bool (True: may be seen, unlike PyTorch's) or float (added).
         """
         batch, steps, width = query.shape
+        p = self.dropout if self.training else 0.0
         if key is None:
             qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)
             packed = qkv.reshape((batch, steps, 3 * self.heads, width // self.heads))
-            y = F.attention_packed(packed, self.heads, mask, causal)
+            y = F.attention_packed(packed, self.heads, mask, causal, dropout_p=p)
         else:
             value = key if value is None else value
             bias = self.in_proj_bias
@@ -68,7 +71,7 @@ class MultiheadAttention(Module):
                 own = None if bias is None else bias[rows]
                 parts.append(_by_heads(F.linear(x, self.in_proj_weight[rows], own), self.heads))
             q, k, v = parts
-            y = F.attention(q, k, v, mask, causal, layout="bthd")
+            y = F.attention(q, k, v, mask, causal, layout="bthd", dropout_p=p)
         return self.out_proj(y.reshape((batch, steps, width)))
 
 
@@ -76,6 +79,7 @@ class FusedAttention(Module):
     """Self-attention with one projection to queries, keys and values, as in GPT-2 and ViT.
 
     Parameters ``c_attn`` (3 E, E) and ``c_proj``, as nanoGPT names them; ``names`` gives others.
+    While training, ``dropout`` is that of the result, ``weight_dropout`` of attention weights.
     """
 
     def __init__(
@@ -86,9 +90,11 @@ class FusedAttention(Module):
         dropout: float = 0.0,
         causal: bool = True,
         names: tuple[str, str] = ("c_attn", "c_proj"),
+        weight_dropout: float = 0.0,
     ) -> None:
         _heads(width, heads, "FusedAttention")
-        self.heads, self.causal, self.names, self.dropout = heads, causal, names, dropout
+        self.heads, self.causal, self.names = heads, causal, names
+        self.dropout, self.weight_dropout = dropout, weight_dropout
         setattr(self, names[0], Linear(width, 3 * width, bias))
         setattr(self, names[1], Linear(width, width, bias))
 
@@ -96,7 +102,8 @@ class FusedAttention(Module):
         batch, steps, width = x.shape
         qkv = getattr(self, self.names[0])(x)
         qkv = qkv.reshape((batch, steps, 3 * self.heads, width // self.heads))
-        y = F.attention_packed(qkv, self.heads, causal=self.causal)
+        p = self.weight_dropout if self.training else 0.0
+        y = F.attention_packed(qkv, self.heads, causal=self.causal, dropout_p=p)
         y = getattr(self, self.names[1])(y.reshape((batch, steps, width)))
         return F.dropout(y, self.dropout, self.training)
 
@@ -112,6 +119,7 @@ class Attention(Module):
         rotary: turns queries and keys; None leaves positions to others. It is not a part of this
             module: layers share one.
         bias: of q, k and v; ``out_bias`` of o.
+        dropout: of attention weights, while training.
     """
 
     def __init__(
@@ -124,11 +132,13 @@ class Attention(Module):
         bias: bool = False,
         out_bias: bool = False,
         causal: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         head_dim = _heads(width, heads, "Attention") if head_dim is None else head_dim
         kv_heads = heads if kv_heads is None else kv_heads
         _heads(heads, kv_heads, "Attention: key and value")
         self.heads, self.kv_heads, self.causal = heads, kv_heads, causal
+        self.dropout = dropout
         self.q_proj = Linear(width, heads * head_dim, bias)
         self.k_proj = Linear(width, kv_heads * head_dim, bias)
         self.v_proj = Linear(width, kv_heads * head_dim, bias)
@@ -139,7 +149,8 @@ class Attention(Module):
         """x (B, T, width) -> (B, T, width); ``positions`` as in :class:`RotaryEmbedding`."""
         q, k = self._turned(x, positions)
         v = _by_heads(self.v_proj(x), self.kv_heads)
-        y = F.attention(q, k, v, mask, self.causal, layout="bthd")
+        p = self.dropout if self.training else 0.0
+        y = F.attention(q, k, v, mask, self.causal, layout="bthd", dropout_p=p)
         return self.o_proj(y.reshape((x.shape[0], x.shape[1], -1)))
 
     def _turned(self, x: Tensor, positions: Tensor | int) -> tuple[Tensor, Tensor]:

@@ -386,6 +386,7 @@ def attention(
     causal: bool = False,
     scale: float | None = None,
     layout: str = "bhtd",
+    dropout_p: float = 0.0,
 ) -> Tensor:
     """softmax(q k^T * scale + mask) v without the matrix in memory (Dao et al. 2022).
 
@@ -396,13 +397,24 @@ def attention(
         causal: query i sees keys 0..i.
         scale: default ``1 / sqrt(head_dim)``.
         layout: of the result, ``"bhtd"`` as q, or ``"bthd"``: (batch, queries, heads, head_dim).
+        dropout_p: with this probability a weight of the softmax is 0, the others are scaled up.
+            Which ones is drawn from the default generator and never in memory.
     """
     q, k, v = cast_operands(q, k, v)
+    noise = _noise(dropout_p)
 
-    def build(*nodes: Node) -> Node:
-        return flash.flash_attention(*nodes, causal=causal, scale=scale, layout=layout)[0]
+    def build(q: Node, k: Node, v: Node, m: Node | None = None) -> Node:
+        settings: dict[str, Any] = {"causal": causal, "scale": scale, "layout": layout}
+        return flash.flash_attention(q, k, v, m, dropout=dropout_p, key=noise, **settings)[0]
 
     return apply(build, q, k, v) if mask is None else apply(build, q, k, v, mask)
+
+
+def _noise(p: float) -> Node | None:
+    """The key of an attention's dropout."""
+    if p == 0:
+        return None
+    return views.concat([views.reshape(word, (1,)) for word in random.default().key()], 0)
 
 
 def attention_packed(
@@ -411,6 +423,7 @@ def attention_packed(
     mask: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
+    dropout_p: float = 0.0,
 ) -> Tensor:
     """Self-attention on one projection's result: (B, T, H + 2 Hkv, D) -> (B, T, H, D).
 
@@ -418,9 +431,11 @@ def attention_packed(
     :func:`attention`.
     """
     (qkv,) = cast_operands(qkv)
+    noise = _noise(dropout_p)
 
-    def build(x: Node, *rest: Node) -> Node:
-        return flash_packed.flash_attention_packed(x, heads, *rest, causal=causal, scale=scale)[0]
+    def build(x: Node, m: Node | None = None) -> Node:
+        settings: dict[str, Any] = {"causal": causal, "scale": scale, "dropout": dropout_p}
+        return flash_packed.flash_attention_packed(x, heads, m, key=noise, **settings)[0]
 
     return apply(build, qkv) if mask is None else apply(build, qkv, mask)
 

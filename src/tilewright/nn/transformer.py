@@ -41,7 +41,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Sizes of a :class:`GPT`."""
+    """Sizes of a :class:`GPT`; ``dropout``: of embeddings, attention weights and branches."""
 
     vocab_size: int
     block_size: int = 256
@@ -60,7 +60,8 @@ class GPTBlock(Module):
     def __init__(self, config: GPTConfig) -> None:
         width = config.n_embd
         self.ln_1 = LayerNorm(width, bias=config.bias)
-        self.attn = FusedAttention(width, config.n_head, config.bias, config.dropout)
+        p = config.dropout
+        self.attn = FusedAttention(width, config.n_head, config.bias, p, weight_dropout=p)
         self.ln_2 = LayerNorm(width, bias=config.bias)
         self.mlp = MLP(width, 4 * width, config.bias, config.activation, config.dropout)
 

@@ -9,7 +9,7 @@ one order that depends on shapes alone, so results have the same bits for any nu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 import numpy as np
@@ -20,6 +20,7 @@ from tilewright.graph import Node, Shape, shape_of
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.creation import zeros_like
 from tilewright.ops.flash_composite import mask_gradient, second_gradient
+from tilewright.ops.flash_dropout import check_key, keep_reference, kept_share, threshold_of
 from tilewright.ops.flash_plan import (
     Sizes,
     accumulator,
@@ -48,6 +49,8 @@ def flash_attention(
     causal: bool = False,
     scale: float | None = None,
     layout: str = "bhtd",
+    dropout: float = 0.0,
+    key: Node | None = None,
 ) -> tuple[Node, Node]:
     """softmax(scale q k^T + mask) v -> (out, lse), over the keys.
 
@@ -61,6 +64,9 @@ def flash_attention(
         scale: default ``1 / sqrt(D)``.
         layout: ``"bhtd"`` gives out as (B, H, Tq, D), ``"bthd"`` as (B, Tq, H, D), which the
             projection that follows reads as rows of H * D.
+        dropout: with this probability a weight of the softmax is left out, the others are divided
+            by the share that stays; ``key`` (2,) u32 says which
+            (:mod:`tilewright.ops.flash_dropout`). lse is that without dropout.
 
     Returns:
         out, of q's dtype, and lse (B, H, Tq), f32 (f64 for f64): log of the sum of exponentials of
@@ -71,8 +77,8 @@ def flash_attention(
     Raises :class:`ShapeError` for operands that do not fit, :class:`UnsupportedError` for a head
     dimension that is too large.
     """
-    attrs = _attrs(q, causal, scale, layout)
-    return remember(make_parts("flash_attention", *_given(q, k, v, mask), **attrs))
+    attrs = _attrs(q, causal, scale, layout, dropout, key)
+    return remember(make_parts("flash_attention", *_given(q, k, v, mask, key), **attrs))
 
 
 def flash_attention_backward(
@@ -88,6 +94,8 @@ def flash_attention_backward(
     causal: bool = False,
     scale: float | None = None,
     layout: str = "bhtd",
+    dropout: float = 0.0,
+    key: Node | None = None,
 ) -> tuple[Node, Node, Node]:
     """Gradients (dq, dk, dv) of :func:`flash_attention`, of the shapes and dtypes of q, k, v.
 
@@ -95,17 +103,43 @@ def flash_attention_backward(
     other arguments are those it was called with. Memory beyond the results: two numbers per query
     and head (for 16-bit operands also f32 sums of the size of the results).
     """
-    attrs = {**_attrs(q, causal, scale, layout), "has_dlse": dlse is not None}
-    inputs = _given(q, k, v, out, lse, dout, dlse, mask)
+    attrs = {**_attrs(q, causal, scale, layout, dropout, key), "has_dlse": dlse is not None}
+    inputs = _given(q, k, v, out, lse, dout, dlse, mask, key)
     dq, dk, dv = make_parts("flash_attention_backward", *inputs, **attrs)
     return dq, dk, dv
 
 
-def _attrs(q: Node, causal: bool, scale: float | None, layout: str) -> dict[str, Any]:
+def _attrs(
+    q: Node, causal: bool, scale: float | None, layout: str, dropout: float, key: Node | None
+) -> dict[str, Any]:
     if scale is None:
         last = q.shape[-1] if q.shape else 1
         scale = float(max(last, 1)) ** -0.5 if has_value(last) else 1.0
-    return {"causal": bool(causal), "scale": float(scale), "layout": layout}
+    return {
+        "causal": bool(causal),
+        "scale": float(scale),
+        "layout": layout,
+        "dropout": checked_dropout("flash_attention", dropout, key),
+    }
+
+
+def checked_dropout(op: str, p: float, key: Node | None) -> float:
+    """The probability, which wants a key if it is not 0."""
+    if (p != 0) != (key is not None):
+        raise ShapeError(f"{op}: dropout {p} {'without a' if p else 'with a'} key")
+    threshold_of(p)
+    if key is not None:
+        check_key(op, key)
+    return float(p)
+
+
+Extra = TypeVar("Extra", Node, Buffer, np.ndarray)
+
+
+def extras(rest: Sequence[Extra], dropout: float) -> tuple[list[Extra], list[Extra]]:
+    """The optional last operands: the mask and the key of dropout, as lists of one or none."""
+    n = len(rest) - int(dropout > 0)
+    return list(rest[:n]), list(rest[n:])
 
 
 def _given(*nodes: Node | None) -> tuple[Node, ...]:
@@ -163,8 +197,8 @@ def _infer_parts(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> list[tuple
     op = "flash_attention"
     sizes = check_operands(op, inputs, attrs["layout"])
     dtype = inputs[0].dtype
-    if len(inputs) > 3:
-        check_mask(op, inputs[3], sizes, dtype)
+    for mask in extras(inputs[3:], attrs["dropout"])[0]:
+        check_mask(op, mask, sizes, dtype)
     return [(sizes.rows(attrs["layout"]), dtype), (sizes.scores[:3], accumulator(dtype))]
 
 
@@ -184,8 +218,8 @@ def _infer_backward(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> list[tu
                 f"{op}: got {node.dtype}{shape_of(node.shape)} where {dtype}{shape} belongs "
                 "(q, k, v, out, lse, dout in this order)"
             )
-    if extra:
-        check_mask(op, extra[0], sizes, q.dtype)
+    for mask in extras(extra, attrs["dropout"])[0]:
+        check_mask(op, mask, sizes, q.dtype)
     return [(n.shape, n.dtype) for n in (q, k, v)]
 
 
@@ -218,14 +252,17 @@ def forward_reference(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
-    mask: np.ndarray | None = None,
-    *,
+    *rest: np.ndarray,
     causal: bool,
     scale: float,
     layout: str,
+    dropout: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """In float64, to be rounded once."""
-    p, lse = _probabilities(q, k, mask, causal, scale)
+    masks, keys = extras(rest, dropout)
+    p, lse = _probabilities(q, k, masks[0] if masks else None, causal, scale)
+    for key in keys:
+        p = p * keep_reference(key, p.shape, dropout) / kept_share(dropout)
     out = p @ np.repeat(v.astype(np.float64), q.shape[1] // v.shape[1], axis=1)
     return (out.swapaxes(1, 2) if layout == "bthd" else out), lse
 
@@ -242,17 +279,21 @@ def backward_reference(
     scale: float,
     layout: str,
     has_dlse: bool,
+    dropout: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """In float64, from q, k, v and the cotangents alone."""
-    mask = rest[-1] if len(rest) > has_dlse else None
-    p, _ = _probabilities(q, k, mask, causal, scale)
+    masks, keys = extras(rest[int(has_dlse) :], dropout)
+    p, _ = _probabilities(q, k, masks[0] if masks else None, causal, scale)
+    kept: Any = 1.0
+    for key in keys:
+        kept = keep_reference(key, p.shape, dropout) / kept_share(dropout)
     wide_q = q.astype(np.float64)
     group = q.shape[1] // k.shape[1]
     wide_k, wide_v = (np.repeat(x.astype(np.float64), group, axis=1) for x in (k, v))
     grad = dout.astype(np.float64)
     if layout == "bthd":
         grad = grad.swapaxes(1, 2)
-    dp = grad @ wide_v.swapaxes(2, 3)
+    dp = grad @ wide_v.swapaxes(2, 3) * kept
     delta = (p * dp).sum(axis=3)
     if has_dlse:
         delta = delta - rest[0].astype(np.float64)
@@ -261,7 +302,7 @@ def backward_reference(
     def by_group(x: np.ndarray) -> np.ndarray:
         return np.asarray(x.reshape(k.shape[0], k.shape[1], group, *k.shape[2:]).sum(axis=2))
 
-    dq, dk, dv = ds @ wide_k, ds.swapaxes(2, 3) @ wide_q, p.swapaxes(2, 3) @ grad
+    dq, dk, dv = ds @ wide_k, ds.swapaxes(2, 3) @ wide_q, (p * kept).swapaxes(2, 3) @ grad
     return dq, by_group(dk), by_group(dv)
 
 
@@ -269,10 +310,11 @@ def backward_reference(
 
 
 def _calls(node: Node, inputs: Sequence[Buffer], outs: Sequence[Buffer]) -> list[KernelCall]:
-    q, k, v, *masks = inputs
+    q, k, v, *rest = inputs
     attrs = node.attrs
-    out = by_heads(outs[0], attrs["layout"])
-    return forward_calls(q, k, v, masks, out, outs[1], attrs["causal"], attrs["scale"])
+    out, p = by_heads(outs[0], attrs["layout"]), attrs["dropout"]
+    masks, noise = extras(rest, p)
+    return forward_calls(q, k, v, masks, out, outs[1], noise, attrs["causal"], attrs["scale"], p)
 
 
 def _backward_calls(
@@ -282,9 +324,10 @@ def _backward_calls(
     attrs = node.attrs
     n = int(attrs["has_dlse"])
     out, dout = (by_heads(x, attrs["layout"]) for x in (out, dout))
+    masks, noise = extras(rest[n:], attrs["dropout"])
     return backward_calls(
-        q, k, v, rest[n:], out, lse, dout, rest[:n], outs, attrs["causal"], attrs["scale"],
-        workspace,
+        q, k, v, masks, out, lse, dout, rest[:n], outs, noise, attrs["causal"], attrs["scale"],
+        attrs["dropout"], workspace,
     )  # fmt: skip
 
 
@@ -314,18 +357,23 @@ def results_of(node: Node) -> tuple[Node, Node]:
 
 
 def _gradient(node: Node, grad: tuple[Node | None, Node | None]) -> Sequence[Node | None]:
-    q, k, v, *masks = node.inputs
+    q, k, v, *rest = node.inputs
     out, lse = results_of(node)
     dout, dlse = grad
-    mask = masks[0] if masks else None
     attrs = node.attrs
-    grads = flash_attention_backward(
-        q, k, v, out, lse, _or_zeros(dout, out), dlse, mask,
-        causal=attrs["causal"], scale=attrs["scale"], layout=attrs["layout"],
-    )  # fmt: skip
-    if mask is None:
-        return grads
-    return (*grads, mask_gradient(q, k, v, mask, dout, dlse, **attrs))
+    masks, keys = extras(rest, attrs["dropout"])
+    mask, key = one_or_none(masks), one_or_none(keys)
+    grads: Sequence[Node | None] = flash_attention_backward(
+        q, k, v, out, lse, _or_zeros(dout, out), dlse, mask, key=key, **attrs
+    )
+    if mask is not None:
+        grads = (*grads, mask_gradient(q, k, v, mask, dout, dlse, key=key, **attrs))
+    return (*grads, *(None for _ in keys))
+
+
+def one_or_none(nodes: Sequence[Node]) -> Node | None:
+    """The one of a list of one or none."""
+    return nodes[0] if nodes else None
 
 
 def _or_zeros(grad: Node | None, like: Node) -> Node:
@@ -337,10 +385,11 @@ def _backward_gradient(node: Node, grads: tuple[Node | None, ...]) -> Sequence[N
     q, k, v, _, _, dout, *rest = node.inputs
     attrs = dict(node.attrs)
     n = int(attrs.pop("has_dlse"))
-    dlse, mask = (*rest[:n], *[None] * (1 - n)), (*rest[n:], None)
-    found = second_gradient(q, k, v, mask[0], dout, dlse[0], grads, **attrs)
+    masks, keys = extras(rest[n:], attrs["dropout"])
+    mask, key, dlse = (one_or_none(x) for x in (masks, keys, rest[:n]))
+    found = second_gradient(q, k, v, mask, dout, dlse, grads, key=key, **attrs)
     gq, gk, gv, g_mask, g_dout, g_dlse = found
-    extra = ([g_dlse] if n else []) + ([g_mask] if rest[n:] else [])
+    extra = ([g_dlse] if n else []) + ([g_mask] if masks else []) + [None for _ in keys]
     return gq, gk, gv, None, None, g_dout, *extra
 
 

@@ -40,6 +40,7 @@ from tilewright.lang import (
     where,
     zeros,
 )
+from tilewright.ops.flash_dropout import kept_by_rows, pair_rows
 from tilewright.ops.flash_kernels import (
     LN2,
     LOG2E,
@@ -74,14 +75,15 @@ def flash_row_statistics(out: Array, dout: Array, lse: Array, dlse: Arrays, stat
 
 
 def _scores(
-    qs, dos, kt, vt, pc, dc, dr, masks, stats, b, h, t0, k0, tk, ahead, scale, c, begin,
-    EDGE, W, L, R, N, T, PAIRS,
+    qs, dos, kt, vt, pc, dc, dr, masks, noise, stats, b, h, t0, k0, tk, ahead, scale, base, limit,
+    c, begin, EDGE, W, L, R, N, T, PAIRS,
 ):  # fmt: skip
     """P and dS of queries begin : R by keys c : c + L, N queries at a time.
 
     Words over queries go to ``pc`` and ``dc``, with PAIRS words of dS over keys to ``dr``; there a
     pair is two keys 16 apart, so that whole vectors meet. With EDGE keys from tk on, and those more
-    than ``ahead`` behind a query, are left out.
+    than ``ahead`` behind a query, are left out. With dropout (``noise`` has its key) the words of P
+    are those of the weights that were kept, to be divided by their share.
     """
     for r in range(begin, R, N):
         s = zeros((N, L), T)
@@ -106,7 +108,12 @@ def _scores(
         # rows beyond the end have lse = inf and so no probability
         top = load(stats[0, b, h, t0 + r : t0 + r + N], fill=math.inf)
         p = exp2(s - expand_dims(top, 1))
-        _store_columns(pc, p, r, c, N, L, PAIRS)
+        kept = p
+        for key in unroll(noise):
+            kept = where(kept_by_rows(key, base, t0 + r, k0 + c, limit, N, L), p, 0.0)
+            if not PAIRS:
+                dc[r : r + N, c : c + L] = p  # until dS comes here
+        _store_columns(pc, kept, r, c, N, L, PAIRS)
         dp = zeros((N, L), T)
         if PAIRS:
             for w in range(0, W, 4):
@@ -115,7 +122,10 @@ def _scores(
         else:
             dp = dot(dos[r : r + N, 0:W], vt[0:W, c : c + L], dp)
         delta = stats[1, b, h, t0 + r : t0 + r + N]
-        ds = _loaded(pc, p, r, c, N, L, PAIRS) * (dp - expand_dims(delta, 1))
+        for _ in unroll(noise):  # the gradient of a weight that was dropped is zero
+            again = _loaded(pc, kept, r, c, N, L, PAIRS) != 0.0
+            dp = where(again, dp / (limit.to(T) / 65536.0), 0.0)
+        ds = _loaded(dc if len(noise) else pc, p, r, c, N, L, PAIRS) * (dp - expand_dims(delta, 1))
         if PAIRS:
             ds = ds * scale.to(T)
             for u in unroll(0, L, 32):
@@ -193,6 +203,7 @@ def flash_backward(
     dout: Array,
     rows: Arrays,
     masks: Arrays,
+    noise: Arrays,
     stats: Array,
     dq: Array,
     dk: Array,
@@ -200,6 +211,7 @@ def flash_backward(
     scale: f64,
     group: i64,
     ahead: i64,
+    limit: i64,
     turn: i64,
     pieces: i64,
     size: i64,
@@ -218,6 +230,7 @@ def flash_backward(
 
     ``ahead`` is a multiple of 16; it and ``group`` are those of the forward kernel. With PAIRS q,
     k, v and dout may be arrays of words; ``rows`` has q, k and dout as arrays of elements.
+    ``noise`` and ``limit`` (2**16 without dropout) are those of the forward kernel.
 
     Program (n, h, b) of launch ``turn`` takes piece n of the keys and piece (n + turn) % pieces of
     the queries, ``size`` long each, so no two programs of a launch write to one place. The first
@@ -262,6 +275,7 @@ def flash_backward(
             dvt[d, 0:KB] = zeros((KB,), T)
         for g in range(group):
             h = kv * group + g
+            base = pair_rows(b, h, q)
             for t0 in range(tl.maximum(first_q, tl.maximum(k0 - ahead, 0) // R * R), tq, R):
                 pack_rows(q, b, h, t0, qs, (scale * LOG2E).to(T), R, W, T, PAIRS)
                 pack_rows(dout, b, h, t0, dos, 1.0, R, W, T, PAIRS)
@@ -273,8 +287,8 @@ def flash_backward(
                         # queries before a key's position have no part in it
                         r0 = tl.minimum(tl.maximum(k0 + c - t0 - ahead, 0), R)
                         _scores(
-                            qs, dos, kt, vt, pc, dc, dr, masks, stats, b, h, t0, k0, tk, ahead,
-                            scale, c, r0, True, W, EW, R, EN, T, PAIRS,
+                            qs, dos, kt, vt, pc, dc, dr, masks, noise, stats, b, h, t0, k0, tk,
+                            ahead, scale, base, limit, c, r0, True, W, EW, R, EN, T, PAIRS,
                         )  # fmt: skip
                         first = r0 // 2 if PAIRS else r0
                         _transposed_product(doc, pc, dvt, c, first, DP, EW, R2, EN)
@@ -289,8 +303,8 @@ def flash_backward(
                 else:
                     for c in range(0, KB, KW):
                         _scores(
-                            qs, dos, kt, vt, pc, dc, dr, masks, stats, b, h, t0, k0, tk, ahead,
-                            scale, c, 0, False, W, KW, R, N, T, PAIRS,
+                            qs, dos, kt, vt, pc, dc, dr, masks, noise, stats, b, h, t0, k0, tk,
+                            ahead, scale, base, limit, c, 0, False, W, KW, R, N, T, PAIRS,
                         )  # fmt: skip
                         _transposed_product(doc, pc, dvt, c, 0, DP, KW, R2, N)
                         _transposed_product(qc, dc, dkt, c, 0, DP, KW, R2, N)
@@ -300,7 +314,7 @@ def flash_backward(
                             acc = _over_keys(acc, dr, ks, r, 0, d, N, KB, DW, PAIRS)
                             dq[b, h, t0 + r : t0 + r + N, d : d + DW] = acc
         _write_transposed(dkt, dk, b, kv, k0, 1.0 if PAIRS else LN2, turn > 0, DP, KB)
-        _write_transposed(dvt, dv, b, kv, k0, 1.0, turn > 0, DP, KB)
+        _write_transposed(dvt, dv, b, kv, k0, 65536.0 / limit.to(T), turn > 0, DP, KB)
 
 
 def _over_keys(acc, dr, ks, r, j, d, N, KEYS, DW, PAIRS):

@@ -16,6 +16,7 @@ from tilewright.ops.autodiff import vjp
 from tilewright.ops.comparison import eq, ge, where
 from tilewright.ops.creation import cast, iota
 from tilewright.ops.elementwise_math import exp, log
+from tilewright.ops.flash_dropout import attention_noise, kept_share
 from tilewright.ops.gemm import bmm
 from tilewright.ops.reductions import max, sum
 from tilewright.ops.views import broadcast, permute, reshape, stop_gradient
@@ -25,7 +26,16 @@ __all__ = ["attention_composite", "mask_gradient", "second_gradient"]
 
 
 def attention_composite(
-    q: Node, k: Node, v: Node, mask: Node | None, *, causal: bool, scale: float, layout: str
+    q: Node,
+    k: Node,
+    v: Node,
+    mask: Node | None,
+    *,
+    causal: bool,
+    scale: float,
+    layout: str,
+    dropout: float = 0.0,
+    key: Node | None = None,
 ) -> tuple[Node, Node]:
     """(out, lse) as :func:`tilewright.ops.flash.flash_attention`, of plain ops."""
     wide = f64 if q.dtype is f64 else f32
@@ -48,7 +58,12 @@ def attention_composite(
     total = sum(weights, (3,), True)
     empty = eq(total, const_node(0.0, wide))
     safe = where(empty, const_node(1.0, wide), total)
-    out = cast(bmm(div(weights, safe), values), q.dtype)
+    shares = div(weights, safe)
+    if key is not None:
+        rate = const_node(1 / kept_share(dropout), wide)
+        noise = attention_noise(key, shape, dropout)
+        shares = where(noise, mul(shares, rate), const_node(0.0, wide))
+    out = cast(bmm(shares, values), q.dtype)
     lse = where(empty, hidden, add(top, log(safe)))
     lse = reshape(lse, shape[:3])
     return (permute(out, (0, 2, 1, 3)) if layout == "bthd" else out), lse
@@ -79,12 +94,16 @@ def mask_gradient(
     causal: bool,
     scale: float,
     layout: str,
+    dropout: float = 0.0,
+    key: Node | None = None,
 ) -> Node | None:
     """Gradient of an additive mask; None for a bool one."""
     if mask.dtype is boolean:
         return None
     mask = stop_gradient(mask)
-    results = attention_composite(q, k, v, mask, causal=causal, scale=scale, layout=layout)
+    results = attention_composite(
+        q, k, v, mask, causal=causal, scale=scale, layout=layout, dropout=dropout, key=key
+    )
     return vjp(results, [dout, dlse], [mask])[0]
 
 
@@ -100,6 +119,8 @@ def second_gradient(
     causal: bool,
     scale: float,
     layout: str,
+    dropout: float = 0.0,
+    key: Node | None = None,
 ) -> list[Node | None]:
     """``grads``, the cotangents of (dq, dk, dv), pulled back to q, k, v, mask, dout and dlse."""
     # cut off from what they were computed from, whose share is found elsewhere
@@ -108,7 +129,9 @@ def second_gradient(
     assert a is not None
     assert b is not None
     assert c is not None
-    results = attention_composite(a, b, c, bias, causal=causal, scale=scale, layout=layout)
+    results = attention_composite(
+        a, b, c, bias, causal=causal, scale=scale, layout=layout, dropout=dropout, key=key
+    )
     first = vjp(results, [cotangent, cotangent_lse], [a, b, c])
     pairs = [(x, g) for x, g in zip(first, grads) if x is not None and g is not None]
     wrt = [x for x in given if x is not None]

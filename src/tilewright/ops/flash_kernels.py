@@ -43,6 +43,7 @@ from tilewright.lang import (
     where,
     zeros,
 )
+from tilewright.ops.flash_dropout import kept_by_columns, pair_rows
 from tilewright.runtime.launch import kernel
 
 __all__ = ["CAUSAL", "EVERYTHING", "LOG2E", "flash_forward"]
@@ -134,12 +135,13 @@ def fold_rows(x, combine):
 
 
 def _block(
-    ks, vs, st, pt, qt, ot, tops, totals, masks, b, h, g, lane, q0, k0, tk,
-    ahead, factor, EDGE, DP, W, QW, KB, ROWS, T, PAIRS,
+    ks, vs, st, pt, qt, ot, tops, totals, masks, noise, b, h, g, lane, q0, k0, tk,
+    ahead, factor, base, limit, EDGE, DP, W, QW, KB, ROWS, T, PAIRS,
 ):  # fmt: skip
     """One block of KB keys for QW queries, those from ``lane`` on of group g; q0 is the first.
 
-    With EDGE keys from tk on, and those more than ``ahead`` behind a query, are left out.
+    With EDGE keys from tk on, and those more than ``ahead`` behind a query, are left out. ``noise``
+    has the key of dropout, which does not change the totals.
     """
     before = tops[g, lane : lane + QW]
     top = before
@@ -173,12 +175,14 @@ def _block(
     total = totals[g, lane : lane + QW] * decay
     for j in range(0, count, ROWS):
         p = exp2(st[j : j + ROWS, 0:QW] - expand_dims(safe, 0))
+        total = total + fold_rows(p, plus)
+        for key in unroll(noise):
+            p = where(kept_by_columns(key, base, q0, k0 + j, limit, ROWS, QW), p, 0.0)
         if PAIRS:
             for u in unroll(0, ROWS, 2):
                 pt[j // 2 + u // 2, 0:QW] = pack2(p[u], p[u + 1])
         else:
             pt[j : j + ROWS, 0:QW] = p
-        total = total + fold_rows(p, plus)
     tops[g, lane : lane + QW] = top
     totals[g, lane : lane + QW] = total
     words = (count + 1) // 2 if PAIRS else count
@@ -196,11 +200,13 @@ def flash_forward(
     k: Array,
     v: Array,
     masks: Arrays,
+    noise: Arrays,
     out: Array,
     lse: Array,
     scale: f64,
     group: i64,
     ahead: i64,
+    limit: i64,
     DP: Const,
     QW: Const,
     EW: Const,
@@ -216,7 +222,8 @@ def flash_forward(
     Query i sees the keys up to i + ``ahead`` (:data:`CAUSAL` or :data:`EVERYTHING`), ``group``
     query heads share a head of k and v, and masks come as (B, H, Tk, Tq). The last block, with the
     most keys under a causal mask, is the first program, so that short ones fill up the end. With
-    PAIRS q and k may be arrays of words.
+    PAIRS q and k may be arrays of words. ``noise`` has the key of dropout or is empty; of 2**16
+    weights ``limit`` are kept.
     """
     first = (num_programs(0) - 1 - program_id(0)) * (QW * GROUPS)
     h = program_id(1)
@@ -224,6 +231,7 @@ def flash_forward(
     kv = h // group
     tq = q.shape[2]
     tk = k.shape[2]
+    base = pair_rows(b, h, q)
     WORD = u32 if PAIRS else T
     W = DP // 2 if PAIRS else DP
     qt = scratch((GROUPS, W, QW), WORD)
@@ -253,20 +261,20 @@ def flash_forward(
             whole = (k0 + KB <= tk) & (k0 + KB <= q0 + 1 + ahead)
             if whole:
                 _block(
-                    ks, vs, st, pt, qt, ot, tops, totals, masks, b, h, g, 0, q0, k0, tk,
-                    ahead, factor, False, DP, W, QW, KB, ROWS, T, PAIRS,
+                    ks, vs, st, pt, qt, ot, tops, totals, masks, noise, b, h, g, 0, q0, k0, tk,
+                    ahead, factor, base, limit, False, DP, W, QW, KB, ROWS, T, PAIRS,
                 )  # fmt: skip
             else:
                 for e in range(tl.maximum(k0 - q0 - ahead, 0) // EW * EW, QW, EW):
                     _block(
-                        ks, vs, st, pt, qt, ot, tops, totals, masks, b, h, g, e, q0 + e, k0, tk,
-                        ahead, factor, True, DP, W, EW, KB, EROWS, T, PAIRS,
+                        ks, vs, st, pt, qt, ot, tops, totals, masks, noise, b, h, g, e, q0 + e,
+                        k0, tk, ahead, factor, base, limit, True, DP, W, EW, KB, EROWS, T, PAIRS,
                     )  # fmt: skip
     for g in range(GROUPS):
         q0 = first + g * QW
         total = totals[g, 0:QW]
         lse[b, h, q0 : q0 + QW] = (tops[g, 0:QW] + log2(total)) * LN2
-        totals[g, 0:QW] = where(total == 0.0, 1.0, total)
+        totals[g, 0:QW] = where(total == 0.0, 1.0, total) * (limit.to(T) / 65536.0)
         for r in range(0, QW, 16):
             row = q0 + r
             for d in range(0, DP, 16):

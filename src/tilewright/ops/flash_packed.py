@@ -21,7 +21,10 @@ from tilewright.ops.flash import (
     backward_reference,
     check_mask,
     check_operands,
+    checked_dropout,
+    extras,
     forward_reference,
+    one_or_none,
     remember,
     results_of,
 )
@@ -50,6 +53,8 @@ def flash_attention_packed(
     *,
     causal: bool = False,
     scale: float | None = None,
+    dropout: float = 0.0,
+    key: Node | None = None,
 ) -> tuple[Node, Node]:
     """Self-attention from one array of queries, keys and values -> (out, lse).
 
@@ -57,7 +62,7 @@ def flash_attention_packed(
         qkv: (B, T, H + 2 Hkv, D): the heads of q, then those of k, then those of v; the rows of a
             projection to (H + 2 Hkv) * D features, seen by heads.
         heads: H.
-        mask, causal, scale: as for :func:`tilewright.ops.flash.flash_attention`.
+        mask, causal, scale, dropout, key: as for :func:`tilewright.ops.flash.flash_attention`.
 
     Returns:
         out (B, T, H, D) of qkv's dtype, and lse (B, H, T).
@@ -65,8 +70,13 @@ def flash_attention_packed(
     if scale is None:
         last = qkv.shape[-1] if qkv.shape else 1
         scale = last**-0.5 if has_value(last) and last > 0 else 1.0
-    attrs: dict[str, Any] = {"heads": int(heads), "causal": bool(causal), "scale": float(scale)}
-    inputs = (qkv,) if mask is None else (qkv, mask)
+    attrs: dict[str, Any] = {
+        "heads": int(heads),
+        "causal": bool(causal),
+        "scale": float(scale),
+        "dropout": checked_dropout(_OP, dropout, key),
+    }
+    inputs = [n for n in (qkv, mask, key) if n is not None]
     return remember(make_parts(_OP, *inputs, **attrs))
 
 
@@ -81,13 +91,16 @@ def flash_attention_packed_backward(
     heads: int,
     causal: bool,
     scale: float,
+    dropout: float = 0.0,
+    key: Node | None = None,
 ) -> Node:
     """The gradient of qkv: one array like it, from the results and their cotangents."""
-    inputs = [n for n in (qkv, out, lse, dout, dlse, mask) if n is not None]
+    inputs = [n for n in (qkv, out, lse, dout, dlse, mask, key) if n is not None]
     attrs: dict[str, Any] = {
         "heads": heads,
         "causal": causal,
         "scale": scale,
+        "dropout": checked_dropout(_OP, dropout, key),
         "has_dlse": dlse is not None,
     }
     return make(f"{_OP}_backward", *inputs, **attrs)
@@ -114,15 +127,14 @@ def _split(qkv: Node, heads: int) -> tuple[Node, Node, Node]:
 def _infer_parts(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> list[tuple[Shape, DType]]:
     q, k, v = _split(inputs[0], attrs["heads"])
     sizes = check_operands(_OP, (q, k, v), "bthd")
-    if len(inputs) > 1:
-        check_mask(_OP, inputs[1], sizes, q.dtype)
+    for mask in extras(inputs[1:], attrs["dropout"])[0]:
+        check_mask(_OP, mask, sizes, q.dtype)
     return [(sizes.rows("bthd"), q.dtype), (sizes.scores[:3], accumulator(q.dtype))]
 
 
 def _infer_backward(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:
     qkv, out, lse, dout, *rest = inputs
-    mask = rest[int(attrs["has_dlse"]) :]
-    rows, stats = _infer_parts((qkv, *mask), attrs)
+    rows, stats = _infer_parts((qkv, *rest[int(attrs["has_dlse"]) :]), attrs)
     wanted = [rows, stats, rows, stats]
     for node, (shape, dtype) in zip((out, lse, dout, *rest[: int(attrs["has_dlse"])]), wanted):
         if tuple(node.shape) != shape or node.dtype is not dtype:
@@ -144,17 +156,13 @@ def _pieces(qkv: np.ndarray, heads: int) -> list[np.ndarray]:
 
 
 def _reference(
-    qkv: np.ndarray, *masks: np.ndarray, heads: int, causal: bool, scale: float
+    qkv: np.ndarray, *rest: np.ndarray, heads: int, **attrs: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    attrs: dict[str, Any] = {"causal": causal, "scale": scale, "layout": "bthd"}
-    return forward_reference(*_pieces(qkv, heads), *masks, **attrs)
+    return forward_reference(*_pieces(qkv, heads), *rest, layout="bthd", **attrs)
 
 
-def _backward_reference(
-    qkv: np.ndarray, *rest: np.ndarray, heads: int, causal: bool, scale: float, has_dlse: bool
-) -> np.ndarray:
-    attrs: dict[str, Any] = {"causal": causal, "scale": scale, "layout": "bthd"}
-    grads = backward_reference(*_pieces(qkv, heads), *rest, has_dlse=has_dlse, **attrs)
+def _backward_reference(qkv: np.ndarray, *rest: np.ndarray, heads: int, **attrs: Any) -> np.ndarray:
+    grads = backward_reference(*_pieces(qkv, heads), *rest, layout="bthd", **attrs)
     return np.concatenate([g.swapaxes(1, 2) for g in grads], axis=2)
 
 
@@ -174,11 +182,12 @@ def _buffers(qkv: Buffer, heads: int) -> tuple[Buffer, Buffer, Buffer]:
 
 
 def _calls(node: Node, inputs: Sequence[Buffer], outs: Sequence[Buffer]) -> list[KernelCall]:
-    qkv, *masks = inputs
+    qkv, *rest = inputs
     attrs = node.attrs
     q, k, v = _buffers(qkv, attrs["heads"])
-    out = by_heads(outs[0], "bthd")
-    return forward_calls(q, k, v, masks, out, outs[1], attrs["causal"], attrs["scale"])
+    out, p = by_heads(outs[0], "bthd"), attrs["dropout"]
+    masks, noise = extras(rest, p)
+    return forward_calls(q, k, v, masks, out, outs[1], noise, attrs["causal"], attrs["scale"], p)
 
 
 def _workspace(node: Node) -> Sequence[tuple[DType, Shape]]:
@@ -192,16 +201,19 @@ def _backward_calls(
     qkv, y, lse, dy, *rest = inputs
     attrs = node.attrs
     n = int(attrs["has_dlse"])
+    masks, noise = extras(rest[n:], attrs["dropout"])
     return backward_calls(
         *_buffers(qkv, attrs["heads"]),
-        rest[n:],
+        masks,
         by_heads(y, "bthd"),
         lse,
         by_heads(dy, "bthd"),
         rest[:n],
         _buffers(out, attrs["heads"]),
+        noise,
         attrs["causal"],
         attrs["scale"],
+        attrs["dropout"],
         workspace,
     )
 
@@ -210,35 +222,39 @@ def _backward_calls(
 
 
 def _gradient(node: Node, grad: tuple[Node | None, Node | None]) -> Sequence[Node | None]:
-    qkv, *masks = node.inputs
-    attrs = node.attrs
+    qkv, *rest = node.inputs
+    attrs = dict(node.attrs)
     out, lse = results_of(node)
-    mask = masks[0] if masks else None
+    masks, keys = extras(rest, attrs["dropout"])
+    mask, attrs["key"] = one_or_none(masks), one_or_none(keys)
     dout = zeros_like(out) if grad[0] is None else grad[0]
     dqkv = flash_attention_packed_backward(qkv, out, lse, dout, grad[1], mask, **attrs)
+    nothing = [None for _ in keys]
     if mask is None:
-        return (dqkv,)
-    q, k, v = _split(qkv, attrs["heads"])
-    rest = {"causal": attrs["causal"], "scale": attrs["scale"], "layout": "bthd"}
-    return dqkv, mask_gradient(q, k, v, mask, *grad, **rest)
+        return (dqkv, *nothing)
+    q, k, v = _split(qkv, attrs.pop("heads"))
+    return (dqkv, mask_gradient(q, k, v, mask, *grad, layout="bthd", **attrs), *nothing)
 
 
 def _backward_gradient(node: Node, grad: Node) -> Sequence[Node | None]:
     qkv, _, _, dout, *rest = node.inputs
     attrs = node.attrs
     n = int(attrs["has_dlse"])
+    masks, keys = extras(rest[n:], attrs["dropout"])
     found = second_gradient(
         *_split(qkv, attrs["heads"]),
-        rest[n] if rest[n:] else None,
+        one_or_none(masks),
         dout,
-        rest[0] if n else None,
+        one_or_none(rest[:n]),
         _split(grad, attrs["heads"]),
         causal=attrs["causal"],
         scale=attrs["scale"],
         layout="bthd",
+        dropout=attrs["dropout"],
+        key=one_or_none(keys),
     )
     pieces = [permute(g, (0, 2, 1, 3)) for g in found[:3] if g is not None]
-    extra = ([found[5]] if n else []) + ([found[3]] if rest[n:] else [])
+    extra = ([found[5]] if n else []) + ([found[3]] if masks else []) + [None for _ in keys]
     return concat(pieces, 2) if len(pieces) == 3 else None, None, None, found[4], *extra
 
 

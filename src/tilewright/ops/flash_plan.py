@@ -14,6 +14,7 @@ from tilewright.ops.flash_backward_kernels import (
     flash_row_statistics,
     round_rows,
 )
+from tilewright.ops.flash_dropout import threshold_of
 from tilewright.ops.flash_kernels import CAUSAL, EVERYTHING, flash_forward
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import default_target
@@ -130,12 +131,15 @@ def forward_calls(
     masks: Sequence[Buffer],
     out: Buffer,
     lse: Buffer,
+    noise: Sequence[Buffer],
     causal: bool,
     scale: float,
+    dropout: float,
 ) -> list[KernelCall]:
     """Attention of q (B, H, Tq, D) over k, v (B, Hkv, Tk, D) into out, like q, and lse (B, H, Tq).
 
-    ``masks`` has one mask or none, of any shape that broadcasts to (B, H, Tq, Tk).
+    ``masks`` has one mask or none, of any shape that broadcasts to (B, H, Tq, Tk); ``noise`` the
+    key of dropout, if there is any.
     """
     sizes = Sizes.of(q, k)
     dtype, pairs = accumulator(q.dtype), _in_pairs(q.dtype)
@@ -145,7 +149,8 @@ def forward_calls(
     n = -(-sizes.queries // (blocks["QW"] * blocks["GROUPS"]))
     views = tuple(_mask_view(m, sizes, transposed=True) for m in masks)
     group, ahead = sizes.heads // sizes.kv_heads, CAUSAL if causal else EVERYTHING
-    args = (_words(q), _words(k), v, views, out, lse, scale, group, ahead)
+    limit = threshold_of(dropout)
+    args = (_words(q), _words(k), v, views, tuple(noise), out, lse, scale, group, ahead, limit)
     return [KernelCall(flash_forward, (n, sizes.heads, sizes.batch), args, consts)]
 
 
@@ -176,8 +181,10 @@ def backward_calls(
     dout: Buffer,
     dlse: Sequence[Buffer],
     grads: Sequence[Buffer],
+    noise: Sequence[Buffer],
     causal: bool,
     scale: float,
+    dropout: float,
     workspace: Sequence[Buffer],
 ) -> list[KernelCall]:
     """``grads`` (dq, dk, dv) of :func:`forward_calls` from its results and their cotangents.
@@ -204,7 +211,8 @@ def backward_calls(
     results = [*sums, *grads[len(sums) :]]
     words = (_words(q), _words(k), _words(v), _words(dout))
     rows = (q, k, dout) if pairs else ()
-    args = (*words, rows, views, stats, *results, scale, group, ahead)
+    limit = threshold_of(dropout)
+    args = (*words, rows, views, tuple(noise), stats, *results, scale, group, ahead, limit)
     for turn in range(pieces):
         # under a causal mask no query of an earlier piece sees a later piece's keys
         programs = pieces - turn if causal else pieces

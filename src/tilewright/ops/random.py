@@ -42,6 +42,7 @@ __all__ = [
     "random_bits",
     "split",
     "threefry2x32",
+    "threefry_words",
     "truncated_normal",
     "uniform",
 ]
@@ -74,15 +75,11 @@ def threefry2x32(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[np.nda
     return x0, x1
 
 
-@kernel_function
-def threefry_bits(index, key0, key1, word):
-    """Inline: 32 random bits per element of ``index`` (u32), counter (0, index).
-
-    ``word`` 0 or 1 names one of the generator's two words, 2 stands for their exclusive or.
-    """
+def threefry_words(high, low, key0, key1):
+    """Inline: the two words of Threefry-2x32-20 of counters (high, low), u32 that broadcast."""
     keys = (key0, key1, key0 ^ key1 ^ _PARITY)
-    x0 = keys[0]
-    x1 = index + keys[1]
+    x0 = high + keys[0]
+    x1 = low + keys[1]
     for i in unroll(20):
         by = _ROTATIONS[i % 8]
         x0 = x0 + x1
@@ -91,6 +88,16 @@ def threefry_bits(index, key0, key1, word):
             n = i // 4 + 1
             x0 = x0 + keys[n % 3]
             x1 = x1 + keys[(n + 1) % 3] + n
+    return x0, x1
+
+
+@kernel_function
+def threefry_bits(index, key0, key1, word):
+    """Inline: 32 random bits per element of ``index`` (u32), counter (0, index).
+
+    ``word`` 0 or 1 names one of the generator's two words, 2 stands for their exclusive or.
+    """
+    x0, x1 = threefry_words(0, index, key0, key1)
     return (x0, x1, x0 ^ x1)[word]
 
 
