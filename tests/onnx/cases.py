@@ -32,7 +32,7 @@ DRAWN = ("test_bernoulli*", "test_training_dropout_default*", "test_training_dro
 
 
 @lru_cache(maxsize=1)
-def standard_cases() -> dict[str, Any]:
+def node_cases() -> dict[str, Any]:
     """Every case by name: of one node, and the few small models."""
     from onnx.backend.test.loader import load_model_tests
 
@@ -72,7 +72,7 @@ def operators_of(case: Any) -> set[str]:
 
 def select(patterns: list[str], ops: set[str] | None = None) -> Iterator[Any]:
     """The cases whose names match a pattern (all without one) and that use one of ``ops``."""
-    for name, case in standard_cases().items():
+    for name, case in node_cases().items():
         if patterns and not any(fnmatch.fnmatch(name, p) for p in patterns):
             continue
         if any(fnmatch.fnmatch(name, p) for p in DRAWN):

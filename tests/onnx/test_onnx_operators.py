@@ -10,7 +10,7 @@ import pytest
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("ml_dtypes")
 
-from tests.onnx.cases import run_case, select, standard_cases  # noqa: E402
+from tests.onnx.cases import run_case, select, node_cases  # noqa: E402
 
 from tilewright.errors import UnsupportedError  # noqa: E402
 from tilewright.onnx.registry import find  # noqa: E402
@@ -81,7 +81,7 @@ def test_cases_of_the_standard(family: str) -> None:
 
 def test_a_wrong_result_is_noticed() -> None:
     """The comparison can fail."""
-    case = standard_cases()["test_abs"]
+    case = node_cases()["test_abs"]
     inputs, outputs = case.data_sets[0]
     changed = [outputs[0] + np.float32(0.01)]
     other = replace(case, data_sets=[(inputs, changed)])
