@@ -10,7 +10,7 @@ import pytest
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("ml_dtypes")
 
-from tests.onnx.cases import run_case, select, node_cases  # noqa: E402
+from tests.onnx.cases import node_cases, run_case, select  # noqa: E402
 
 from tilewright.errors import UnsupportedError  # noqa: E402
 from tilewright.onnx.registry import find  # noqa: E402
