@@ -153,3 +153,12 @@ def test_short_last_axes_are_walked_along_a_longer_one() -> None:
     one = run([y], 1)[0]
     np.testing.assert_allclose(one, expected, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(run([y], 2)[0], one)
+
+
+def test_copies_that_turn_axes_round() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 37, 3, 50), np.float32)
+    for axes in ((0, 2, 3, 1), (3, 0, 1, 2), (2, 3, 0, 1), (0, 3, 2, 1)):
+        y = views.copy(views.permute(leaf(x), axes))
+        np.testing.assert_array_equal(run([y], 1)[0], x.transpose(axes))
+        z = views.copy(views.permute(leaf(x[:, ::-1, :, 1:]), axes))
+        np.testing.assert_array_equal(run([z], 2)[0], x[:, ::-1, :, 1:].transpose(axes))

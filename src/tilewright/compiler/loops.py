@@ -32,6 +32,7 @@ from tilewright.compiler.walk import BLOCK, SPAN, Axis, Operand, Walk, pieces
 from tilewright.dtypes import DType, bf16, boolean, f16, f32, i32
 from tilewright.graph import Node, data_node
 from tilewright.ops.calls import KernelCall
+from tilewright.ops.layout_kernels import transpose_calls
 from tilewright.ops.source import cast_text, element_text, literal_text, unique_name
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import Kernel
@@ -100,6 +101,9 @@ def loop_calls(
         return []
     if not group.closed:
         made = _Kernel(group, outputs, buffers, cheap)
+        calls = _transposed(made)
+        if calls:
+            return calls
         turned = _turned(group, made)
         return [(made if turned is None else _Kernel(turned, outputs, buffers, cheap)).call()]
     assert workspace is not None
@@ -108,6 +112,18 @@ def loop_calls(
     partial = data_node(workspace)
     keep = Node(node.op, (partial,), node.shape, node.dtype, {"axes": (0,)})
     return [first, _finish(keep, partial, buffers[node])]
+
+
+def _transposed(walk: Walk) -> list[KernelCall]:
+    """The launch of a mere copy that turns axes round; empty for anything else."""
+    members = walk.group.members
+    if len(members) != 1 or members[0].op != "copy" or len(walk.operands) != 1:
+        return []
+    ((_, read),) = walk.operands.values()
+    ((_, place),) = walk.results
+    if read.buffer.dtype is not place.buffer.dtype or walk.patterns or walk.scalars:
+        return []
+    return transpose_calls(walk.domain, read.buffer, read.strides, place.buffer, place.strides)
 
 
 def _turned(group: Group, walk: Walk) -> Group | None:

@@ -30,6 +30,7 @@ __all__ = [
     "product",
     "relaid",
     "rows_per_program",
+    "transpose_calls",
     "unravel",
     "zero_calls",
 ]
@@ -168,6 +169,45 @@ def copy_calls(x: Buffer, out: Buffer) -> list[KernelCall]:
     if x.dtype is out.dtype:
         x, out = as_bits(x), as_bits(out)
     return _row_call(copy_kernel, flattened([x, out]))
+
+
+@kernel
+def transpose_kernel(x: Array, out: Array, SPAN: Const):
+    """out (.., A, B) from x (.., B, A), both contiguous along their last axis.
+
+    Sixteen rows of out, SPAN columns per program: grid (B / SPAN, A / 16, the other axes).
+    """
+    at = unravel(program_id(2), out.shape[:-2])
+    a, start = program_id(1) * 16, program_id(0) * SPAN
+    for b in range(start, minimum(start + SPAN, out.shape[-1]), 16):
+        out[*at, a : a + 16, b : b + 16] = x[*at, b : b + 16, a : a + 16].T
+
+
+def transpose_calls(
+    sizes: Sequence[int], x: Buffer, x_strides: Sequence[int], out: Buffer, strides: Sequence[int]
+) -> list[KernelCall]:
+    """A copy from x to out, strides given for axes of ``sizes``, by squares that are turned round.
+
+    Empty where that is not the way: for other than 32-bit elements, and unless the contiguous axes
+    of the two are different ones and long.
+    """
+    merged, (source, target) = merge_axes(sizes, x_strides, strides)
+    if x.dtype.bits != 32 or 1 not in source or 1 not in target:
+        return []
+    a, b = source.index(1), target.index(1)
+    if a == b or min(merged[a], merged[b]) < 12:
+        return []
+    rest = [i for i in range(len(merged)) if i not in (a, b)]
+    views = [
+        buffer.view([merged[i] for i in order], [own[i] for i in order])
+        for buffer, own, order in (
+            (as_bits(x), source, (*rest, b, a)),
+            (as_bits(out), target, (*rest, a, b)),
+        )
+    ]
+    lead = math.prod(merged[i] for i in rest)
+    grid = (divide(merged[b], 128), divide(merged[a], 16), lead)
+    return [KernelCall(transpose_kernel, grid, tuple(views), {"SPAN": 128}, smallest=4)]
 
 
 def zero_calls(out: Buffer) -> list[KernelCall]:

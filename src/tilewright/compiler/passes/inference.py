@@ -9,6 +9,8 @@ from tilewright.compiler.passes.layout import blocked_images, fold_scales
 from tilewright.compiler.passes.qdq import fuse_quantized
 from tilewright.dtypes import DType
 from tilewright.graph import Node
+from tilewright.ops import table
+from tilewright.ops.views import copy
 
 __all__ = ["for_inference"]
 
@@ -25,4 +27,18 @@ def for_inference(
     roots = fuse_quantized(roots, dynamic)
     roots = keep_channels_last(roots)
     roots = fold_scales(roots, dynamic)
-    return blocked_images(roots, dynamic, compute)
+    roots = blocked_images(roots, dynamic, compute)
+    return [_in_order(root) for root in roots]
+
+
+def _in_order(root: Node) -> Node:
+    """A result whose axes a view has turned round, copied by a kernel: whoever asks for the array
+    would have to copy it otherwise."""
+    node = root
+    while node.value is None and not node.is_leaf and node.op != "part":
+        if node.op == "permute":
+            return copy(root)
+        if table.get(node.op).view is None:
+            break
+        node = node.inputs[0]
+    return root
