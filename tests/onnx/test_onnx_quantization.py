@@ -58,6 +58,20 @@ def both(
     return ours, peer(model, inputs)
 
 
+def spied(monkeypatch: Any) -> list[set[str]]:
+    """The ops of each program that is compiled from now on."""
+    seen: list[set[str]] = []
+    original = segment.for_inference
+
+    def spy(roots: Any, dynamic: Any, *more: Any) -> Any:
+        made = original(roots, dynamic, *more)
+        seen.append({n.op for n in pending(made)})
+        return made
+
+    monkeypatch.setattr(segment, "for_inference", spy)
+    return seen
+
+
 def bytes_of(rng: np.random.Generator, shape: Any, dtype: Any = np.uint8) -> np.ndarray:
     info = np.iinfo(dtype)
     return rng.integers(info.min, info.max + 1, shape).astype(dtype)
@@ -202,6 +216,44 @@ def test_gather_block_quantized() -> None:
         np.testing.assert_array_equal(ours[0], theirs[0])
 
 
+@pytest.mark.parametrize(
+    ("kind", "block", "axis"),
+    [("INT4", 16, 0), ("UINT4", 32, 0), ("INT4", 0, 1), ("UINT4", 32, 1)],
+)
+def test_weights_of_four_bits(kind: str, block: int, axis: int, monkeypatch: Any) -> None:
+    """DequantizeLinear -> (Transpose ->) MatMul keeps its weights packed."""
+    rng = np.random.default_rng(9)
+    k, n = 64, 24
+    low, high = (-8, 8) if kind == "INT4" else (0, 16)
+    turned = block and axis == 1
+    shape = (n, k) if turned else (k, n)
+    q = rng.integers(low, high, shape)
+    sizes = list(shape)
+    if block:
+        sizes[axis] //= block
+    else:
+        sizes = [n]
+    scale = rng.uniform(0.01, 0.1, sizes).astype(np.float32)
+    zero = rng.integers(low, high, sizes)
+    tensor = getattr(onnx.TensorProto, kind)
+    attrs = {"axis": axis, "block_size": block} if block else {"axis": axis}
+    nodes = [helper.make_node("DequantizeLinear", ["q", "s", "z"], ["w"], **attrs)]
+    if turned:
+        nodes.append(helper.make_node("Transpose", ["w"], ["wt"], perm=[1, 0]))
+    nodes.append(helper.make_node("MatMul", ["x", "wt" if turned else "w"], ["y"]))
+    x = rng.standard_normal((2, 3, k)).astype(np.float32)
+    model = model_of(nodes, {"x": x}, ["y"], {"s": scale})
+    for name, array in (("q", q), ("z", zero)):
+        flat = array.reshape(-1).tolist()
+        model.graph.initializer.append(helper.make_tensor(name, tensor, array.shape, flat))
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    seen = spied(monkeypatch)
+    (ours,) = tx.load(model, threads=1).run({"x": x}).values()
+    assert "nbits_matmul" in seen[-1]
+    theirs = peer(model, {"x": x}, optimised=False)[0]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 # --- networks ------------------------------------------------------------------------------------
 
 
@@ -263,15 +315,7 @@ def quantised(form: str, tmp_path: Any, signed: bool) -> tuple[Any, dict[str, np
 @pytest.mark.parametrize("form", ["QOperator", "QDQ"])
 def test_networks(form: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, image = quantised(form, tmp_path, signed=form == "QDQ")
-    seen: list[set[str]] = []
-    original = segment.for_inference
-
-    def spy(roots: Any, dynamic: Any, *more: Any) -> Any:
-        made = original(roots, dynamic, *more)
-        seen.append({n.op for n in pending(made)})
-        return made
-
-    monkeypatch.setattr(segment, "for_inference", spy)
+    seen = spied(monkeypatch)
     (ours,) = tx.load(model, threads=1).run(image).values()
     assert "conv" not in seen[-1]
     assert {"byte_conv", "byte_depthwise", "byte_gemm", "byte_max_pool"} <= seen[-1]

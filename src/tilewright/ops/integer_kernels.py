@@ -347,26 +347,15 @@ def slab_product(slab, line, at, panels, g, p, MR, L, C4, LINES, KERNEL, STRIDES
         for kh in range(KERNEL[1]):
             seen = kd * LINES + line + kh * DILATION[1]
             base = (kd * KERNEL[1] + kh) * (KERNEL[2] * C4)
-            if C4 <= 4:  # few channels: the taps of a line are written out
-                for kw in unroll(KERNEL[2]):
-                    for c in unroll(C4):
-                        first = at + kw * DILATION[2]
-                        words = slab[seen, first : first + MR * STRIDES[2] : STRIDES[2], c]
-                        words = expand_dims(words, 1)
-                        k = base + kw * C4 + c
-                        acc = dot4(acc, words, expand_dims(panels[g, p, k, 0:L], 0))
-                        if ASYM:
-                            rows = dot4(rows, words, tl.full((1, 16), ONES, i32))
-            else:
-                for kw in range(KERNEL[2]):
-                    first = at + kw * DILATION[2]
-                    for c in range(C4):
-                        words = slab[seen, first : first + MR * STRIDES[2] : STRIDES[2], c]
-                        words = expand_dims(words, 1)
-                        k = base + kw * C4 + c
-                        acc = dot4(acc, words, expand_dims(panels[g, p, k, 0:L], 0))
-                        if ASYM:
-                            rows = dot4(rows, words, tl.full((1, 16), ONES, i32))
+            for kw in range(KERNEL[2]):
+                first = at + kw * DILATION[2]
+                for c in range(C4):
+                    words = slab[seen, first : first + MR * STRIDES[2] : STRIDES[2], c]
+                    words = expand_dims(words, 1)
+                    k = base + kw * C4 + c
+                    acc = dot4(acc, words, expand_dims(panels[g, p, k, 0:L], 0))
+                    if ASYM:
+                        rows = dot4(rows, words, tl.full((1, 16), ONES, i32))
     return acc, rows
 
 
@@ -412,7 +401,7 @@ def gemm_slab(
     ow0 = program_id(1) % ACROSS * TW
     tall = tl.minimum(y.shape[3] - oh0, TH)
     end = tl.minimum(y.shape[4] - ow0, TW)
-    slab = scratch((KERNEL[0] * LINES, COLUMNS + MR * STRIDES[2], C4), u32)
+    slab = scratch((KERNEL[0] * LINES, COLUMNS + 16 * STRIDES[2], C4), u32)
     MASK = SIGNS if SIGNED else 0
     fill = (zx[0].to(i32) & 255).to(u32) * ONES ^ MASK
     used = (tall - 1) * STRIDES[1] + (KERNEL[1] - 1) * DILATION[1] + 1
@@ -421,7 +410,8 @@ def gemm_slab(
         for i in range(used):
             h = oh0 * STRIDES[1] + i - low1
             left = ow0 * STRIDES[2] - low2
-            slab_line(slab, kd * LINES + i, x, n, d, h, left, g, COLUMNS, C4, fill, MASK)
+            at = kd * LINES + i
+            slab_line(slab, at, x, n, d, h, left, g, COLUMNS, C4, fill, MASK)
     zero = zp[0].to(i32)
     for p in range(full):
         c = p * 64

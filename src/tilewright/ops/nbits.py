@@ -32,11 +32,11 @@ from tilewright.ops.calls import KernelCall
 from tilewright.ops.constants import constant
 from tilewright.ops.quantized import QuantizedRows, quantize_calls, quantize_reference
 from tilewright.ops.table import OpDef, make, register
-from tilewright.ops.views import sizes_of
+from tilewright.ops.views import pad, sizes_of
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
 
-__all__ = ["PANEL", "nbits_matmul", "pack_nbits", "unpacked_nbits"]
+__all__ = ["PANEL", "block_product", "nbits_matmul", "pack_nbits", "unpacked_nbits"]
 
 PANEL = 64
 _FEW = 4  # rows that share the unpacking in registers
@@ -279,3 +279,19 @@ def pack_nbits(
     whole = bool(((zero >= 0) & (zero <= 255) & (zero == np.rint(zero))).all())
     zeros_ = spread(zero, np.uint8 if whole else np.float32)
     return constant(words.transpose(0, 2, 1)), spread(scale, np.float32), zeros_
+
+
+def block_product(
+    x: Node, q: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: int, block: int, int8: bool
+) -> Node:
+    """x (M, K) times weights q (N, blocks * block) that are known; K may end within a block.
+
+    scale and zero: (N, blocks). ``int8`` is heeded where blocks are multiples of 32.
+    """
+    more = q.shape[1] - sizes_of(x)[1]
+    if more:
+        x = pad(x, ((0, 0), (0, more)))
+    packed = pack_nbits(q, scale, zero, bits)
+    return nbits_matmul(
+        x, *packed, outputs=q.shape[0], bits=bits, block=block, int8=int8 and block % 32 == 0
+    )

@@ -123,6 +123,12 @@ def _dequantize_infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple
     return broadcast_shapes(broadcast_shapes(x.shape, scale.shape), zp.shape), f32
 
 
+def _dequantize_reference(x: np.ndarray, scale: Any, zp: Any, **blocks: int) -> np.ndarray:
+    del blocks
+    whole = x.astype(np.int32) - zp.astype(np.int32)
+    return np.asarray(whole.astype(np.float32) * scale)
+
+
 register(
     OpDef(
         "dequantize",
@@ -133,9 +139,13 @@ register(
 )
 
 
-def dequantize(x: Node, scale: Node, zp: Node) -> Node:
-    """(x - zp) * scale in f32; all three broadcast."""
-    return make("dequantize", x, scale, zp)
+def dequantize(x: Node, scale: Node, zp: Node, **blocks: Any) -> Node:
+    """(x - zp) * scale in f32; all three broadcast.
+
+    ``blocks`` (``bits``, ``axis``, ``block``) notes where x and scale came from, for passes: values
+    of few bits, with one scale for so many of them along an axis.
+    """
+    return make("dequantize", x, scale, zp, **blocks)
 
 
 # --- sums and products of quantised arrays --------------------------------------------------------

@@ -21,7 +21,7 @@ import numpy as np
 from tilewright.compiler.fusion import pending
 from tilewright.dtypes import f32, i8, i32, u8
 from tilewright.graph import Node
-from tilewright.ops import qlinear, qlinear_elementwise
+from tilewright.ops import nbits, qlinear, qlinear_elementwise
 from tilewright.ops.comparison import maximum, minimum
 from tilewright.ops.constants import constant, folded, values
 from tilewright.ops.quantize import dequantize, limits, rounded
@@ -324,7 +324,7 @@ class _Pass:
     # --- what stays in f32 -----------------------------------------------------------------------
 
     def finish(self, roots: Sequence[Node]) -> list[Node]:
-        """Products of bytes and constant bytes that nothing quantises: exact sums, scaled."""
+        """Products with constant bytes, or values of fewer bits, whose results stay f32."""
         new: dict[Node, Node] = {}
         for node in pending(roots):
             if node.value is not None or node.is_leaf:
@@ -332,7 +332,9 @@ class _Pass:
                 continue
             inputs = tuple(new[i] for i in node.inputs)
             again = node.with_inputs(inputs)
-            new[node] = (self._real_product(again) or again) if node.op == "bmm" else again
+            if node.op == "bmm":
+                again = self._few_bits(again) or self._real_product(again) or again
+            new[node] = again
         return [new[r] for r in roots]
 
     def _real_product(self, x: Node) -> Node | None:
@@ -341,3 +343,31 @@ class _Pass:
             return None
         q, sx, zx, w, sw, zw = found
         return qlinear.matmul_integer(q, w, zx, zw, qlinear.Result(sx, sw))
+
+    def _few_bits(self, x: Node) -> Node | None:
+        """f32 rows times constant weights of few bits: unpacked where they are used."""
+        a, w = x.inputs[:2]
+        if a.dtype is not f32 or x.dtype is not f32 or len(w.shape) != 2 or len(x.attrs):
+            return None
+        turned = w.op == "permute" and w.value is None
+        source = w.inputs[0] if turned else w
+        if source.op != "dequantize" or source.value is not None or "bits" not in source.attrs:
+            return None
+        bits, block = source.attrs["bits"], source.attrs["block"]
+        along = 1 if turned else 0  # the axis of k
+        q, scale, zero = (values(v) for v in source.inputs)
+        if q is None or scale is None or zero is None or (block and source.attrs["axis"] != along):
+            return None
+        s, z = (np.broadcast_to(v, q.shape) for v in (scale, zero.astype(np.int32)))
+        q, s, z = (v if turned else v.T for v in (q.astype(np.int32), s, z))  # (N, K)
+        k = q.shape[1]
+        if not block:  # one scale per output: in blocks that unpack well
+            block = next((b for b in (128, 64, 32, 16) if k % b == 0), 0)
+        if block < 16 or block % 16:
+            return None
+        up = 1 << (bits - 1) if source.inputs[0].dtype is i8 else 0
+        whole = -(-k // block) * block
+        q = np.pad(q + up, ((0, 0), (0, whole - k)))
+        rows = reshape(a, (-1, k))
+        made = nbits.block_product(rows, q, s[:, ::block], z[:, ::block] + up, bits, block, False)
+        return reshape(made, x.shape)

@@ -8,15 +8,14 @@ import numpy as np
 
 from tilewright.dtypes import bf16, f32, to_float32
 from tilewright.errors import ShapeError, UnsupportedError
-from tilewright.graph import Node
 from tilewright.onnx.ops.quantization import node_of
 from tilewright.onnx.registry import Call, op
 from tilewright.ops.arithmetic import add
 from tilewright.ops.constants import constant
 from tilewright.ops.creation import cast
 from tilewright.ops.gemm import bmm
-from tilewright.ops.nbits import nbits_matmul, pack_nbits
-from tilewright.ops.views import pad, permute, reshape, sizes_of
+from tilewright.ops.nbits import block_product
+from tilewright.ops.views import permute, reshape, sizes_of
 from tilewright.tensor.core import Tensor
 
 MS = "com.microsoft"
@@ -78,19 +77,6 @@ def matmul_nbits(
     if bias is not None:
         y = add(y, cast(node_of(ctx, bias), f32))
     return Tensor(cast(reshape(y, (*a.shape[:-1], N)), a.dtype))
-
-
-def block_product(
-    x: Node, q: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: int, block: int, int8: bool
-) -> Node:
-    """x (M, K) times weights q (N, blocks * block), the last block possibly longer than K."""
-    more = q.shape[1] - sizes_of(x)[1]
-    if more:
-        x = pad(x, ((0, 0), (0, more)))
-    packed = pack_nbits(q, scale, zero, bits)
-    return nbits_matmul(
-        x, *packed, outputs=q.shape[0], bits=bits, block=block, int8=int8 and block % 32 == 0
-    )
 
 
 @op("GatherBlockQuantized", domain=MS, raw=True)

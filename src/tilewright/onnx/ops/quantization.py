@@ -219,10 +219,16 @@ def dequantize_linear(
     else:
         zero = per_axis(_widened(ctx, x_zero_point), values, axis, block_size)
     if scale.shape or zero.shape:
-        return Tensor(cast(dequantize(values, scale, zero), result))
+        return Tensor(cast(dequantize(values, scale, zero, **_blocks(x, axis, block_size)), result))
     return Tensor(
         qlinear.on_channels_last(lambda q: cast(dequantize(q, scale, zero), result), values)
     )
+
+
+def _blocks(x: Any, axis: int, block: int) -> dict[str, int]:
+    """What the dequantisation of a constant of few bits notes for passes."""
+    bits = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2}.get(x.dtype.name, 0)
+    return {"bits": bits, "axis": axis % max(x.ndim, 1), "block": block} if bits else {}
 
 
 @op("DynamicQuantizeLinear", since=11)
