@@ -47,19 +47,25 @@ def gather(x: Tensor, indices: Tensor, *, axis: int = 0, ctx: Call) -> Tensor:
     at = views.normal_axis(axis, x.ndim)
     n = x.shape[at]
     known = ctx.constant(indices)
-    if known is None:
+    if known is not None and known.size == 1 and known.ndim < 2:
+        first = int(known.reshape(()))
+        if not -n <= first < n:
+            raise ShapeError(f"index {first} of axis {axis}, which has {n}, does not exist")
+        shape = known.shape
+        return apply(_evenly, x, axis=at, first=first + n if first < 0 else first, shape=shape)
+    if known is None or not isinstance(n, int):
         return apply(lambda a, i: indexing.take(a, from_the_front(i, n), at), x, indices)
     places = _known_from_the_front(known, n, at)
-    if places.ndim <= 1 and places.size:
-        flat = places.reshape(-1).tolist()
-        step = flat[1] - flat[0] if len(flat) > 1 else 1
+    if places.ndim == 1 and places.size:
+        flat = places.tolist()
+        step = flat[1] - flat[0]
         if step and flat == list(range(flat[0], flat[0] + step * len(flat), step)):
             return apply(_evenly, x, axis=at, first=flat[0], step=step, shape=places.shape)
-    ids = indices if places is known or np.array_equal(places, known) else tensor_of(places)
+    ids = indices if np.array_equal(places, known) else tensor_of(places)
     return apply(indexing.take, x, ids, axis=at)
 
 
-def _evenly(x: Node, axis: int, first: int, step: int, shape: tuple[int, ...]) -> Node:
+def _evenly(x: Node, axis: int, first: int, shape: tuple[int, ...], step: int = 1) -> Node:
     """Evenly spaced slices, without a copy; ``shape`` is () for a single one without its axis."""
     rank = len(x.shape)
     starts = [first if a == axis else 0 for a in range(rank)]

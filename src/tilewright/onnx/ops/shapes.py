@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from tilewright.errors import ShapeError, UnsupportedError
 from tilewright.graph import Node
 from tilewright.onnx.ops.common import axes_in, moves, require_same, tensor_of
 from tilewright.onnx.registry import Call, op
+from tilewright.ops import elementwise as ew
 from tilewright.ops import indexing, views
 from tilewright.sizes import length_of, slice_indices, whole
 from tilewright.tensor import manipulation
@@ -222,13 +223,26 @@ def concat_1(*xs: Tensor, axis: int = 1) -> Tensor:
 
 # --- margins -------------------------------------------------------------------------------------
 
-_NUMPY_MODES = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
+
+def _reflected(at: Node, n: int) -> Node:
+    """There and back again: positions repeat after ``2 (n - 1)``."""
+    period = ew.literal(2 * (n - 1), at)
+    forth = ew.remainder(at, period)
+    return ew.minimum(forth, ew.sub(period, forth))
+
+
+_PLACES: Final[dict[str, Callable[[Node, int], Node]]] = {
+    "reflect": _reflected,
+    "edge": lambda at, n: ew.clip(at, ew.literal(0, at), ew.literal(n - 1, at)),
+    "wrap": lambda at, n: ew.remainder(at, ew.literal(n, at)),
+}
+"""Which of n elements stands at a position, in a margin a negative one or one from n on."""
 
 
 def padded(x: Node, widths: Sequence[tuple[int, int]], mode: str, value: Any) -> Node:
     """``x`` with margins (negative ones cut off); see :func:`pad`."""
-    if mode not in ("constant", *_NUMPY_MODES):
-        raise UnsupportedError(f"mode is constant, {', '.join(_NUMPY_MODES)}, got {mode!r}")
+    if mode not in ("constant", *_PLACES):
+        raise UnsupportedError(f"mode is constant, {', '.join(_PLACES)}, got {mode!r}")
     inner = [(max(0, -low), max(0, -high)) for low, high in widths]
     outer = [(max(0, low), max(0, high)) for low, high in widths]
     shape = views.sizes_of(x)
@@ -242,8 +256,9 @@ def padded(x: Node, widths: Sequence[tuple[int, int]], mode: str, value: Any) ->
         if low or high:
             if left[axis] == 0:
                 raise ShapeError(f"axis {axis} of {shape} is empty: there is nothing to {mode}")
-            places = np.pad(np.arange(left[axis]), (low, high), _NUMPY_MODES[mode])  # type: ignore
-            x = indexing.take(x, tensor_of(places).node, axis)
+            count = ew.iota((low + left[axis] + high,))
+            places = _PLACES[mode](ew.sub(count, ew.literal(low, count)), left[axis])
+            x = indexing.take(x, places, axis)
     return x
 
 
