@@ -119,6 +119,17 @@ def test_resize_before_version_11(mode, scales):
         agree("Upsample", {"x": x}, opset=7, mode=mode, scales=[float(s) for s in scales])
 
 
+@pytest.mark.parametrize("rule", ["floor", "ceil", "round_prefer_floor", "round_prefer_ceil"])
+@pytest.mark.parametrize("coordinates", ["asymmetric", "half_pixel"])
+def test_nearest_neighbours_of_uneven_scales(rule, coordinates):
+    """Positions are f32: 17 / 1.7 is ten."""
+    x = normal(1, 1, 30, 33)
+    for scale in (1.7, 0.6, 2.3, 1.1):
+        constants = {"r": np.zeros(0, np.float32), "s": np.array([1, 1, scale, scale], np.float32)}
+        more = {"coordinate_transformation_mode": coordinates, "nearest_mode": rule}
+        agree("Resize", {"x": x}, opset=13, constants=constants, rtol=0, atol=0, **more)
+
+
 def test_max_pool_places():
     x = normal(2, 3, 7, 6)
     for more in ({}, {"storage_order": 1}, {"pads": [1, 0, 1, 1]}, {"dilations": [2, 1]}):

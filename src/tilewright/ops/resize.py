@@ -87,7 +87,7 @@ def resize(
     """``x`` resized along ``axes`` (default all); the attributes are ONNX's.
 
     Args:
-        scales, sizes: one of the two, a number per axis. ``out = floor(size * scale)``.
+        scales, sizes: one of the two, a number per axis. ``out = floor(size * scale)``, in f32.
         mode: ``nearest`` (any dtype), ``linear`` or ``cubic`` (integers are computed in f32 and
             truncated).
         coordinate_transformation_mode: where output o lies in x; one of :data:`COORDINATES`.
@@ -180,7 +180,8 @@ def _axes(
         ratios = [float(s) for s in scales]
         if not all(0 < s < math.inf for s in ratios):
             raise ShapeError(f"resize: scales are above zero, got {list(scales)}")
-        outs = [math.floor(m * s) for m, s in zip(n, ratios)]
+        # in f32, as scales are in ONNX: 30 by 2.3 is 69 there
+        outs = [math.floor(np.float32(m) * np.float32(s)) for m, s in zip(n, ratios)]
     if min(outs, default=0) < 0:
         raise ShapeError(f"resize: sizes are at least zero, got {outs}")
     ends = list(zip(roi[: len(n)], roi[len(n) :])) if roi else [(0.0, 1.0)] * len(n)
@@ -190,9 +191,13 @@ def _axes(
 # --- tables --------------------------------------------------------------------------------------
 
 
-def _positions(axis: Axis, coordinates: str) -> np.ndarray:
-    """Where the outputs lie in x."""
-    o = np.arange(axis.out, dtype=np.float64)
+def _positions(axis: Axis, coordinates: str, kind: Any = np.float64) -> np.ndarray:
+    """Where the outputs lie in x, computed in ``kind``.
+
+    Nearest neighbours take f32, as onnxruntime and PyTorch do: ``17 / 1.7`` is ten there, and below
+    it for the f32 number nearest to 1.7 otherwise.
+    """
+    o = np.arange(axis.out, dtype=kind)
     exact = axis.scale * axis.size  # the output's length before rounding
     if coordinates == "align_corners":
         return o * 0 if exact == 1 else o * (axis.size - 1) / (exact - 1)
@@ -253,7 +258,7 @@ def _buffers(
 
 @lru_cache(maxsize=256)
 def _nearest_ids(axis: Axis, coordinates: str, nearest: str) -> Any:
-    at = _positions(axis, coordinates)
+    at = _positions(axis, coordinates, np.float32)
     rounded = {
         "round_prefer_floor": lambda: np.ceil(at - 0.5),
         "round_prefer_ceil": lambda: np.floor(at + 0.5),
