@@ -284,3 +284,16 @@ def test_a_function_that_needs_numbers_is_traced_for_each_size() -> None:
         return x * float(np.log(x.shape[0]))  # NumPy asks for the number
 
     check(fn, [[tensor(n, 3)] for n in (4, 5, 6, 5)], 3)
+
+
+def test_what_cannot_do_with_symbols_is_traced_at_its_sizes_and_says_why() -> None:
+    def fn(x: Tensor) -> Tensor:
+        if not isinstance(x.shape[0], int):
+            raise TypeError("wants numbers for sizes")
+        return x + 1
+
+    compiled = check(fn, [[tensor(n, 3)] for n in (4, 5)], 2)
+    assert compiled.assumptions() == [
+        ["(4, 3)"],
+        ["(5, 3)", "symbols: TypeError: wants numbers for sizes"],
+    ]

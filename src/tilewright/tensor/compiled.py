@@ -89,9 +89,12 @@ class Compiled:
         return sum(len(family.entries) for family in self._families.values())
 
     def assumptions(self) -> list[list[str]]:
-        """For each program with symbols, the bounds and conditions on them under which it runs."""
-        scopes = [e.program.scope for f in self._families.values() for e in f.entries]
-        return [scope.guard_texts() for scope in scopes if scope is not None]
+        """For each program what it takes for granted: bounds of its symbols and conditions on them.
+
+        Of a program without symbols the shapes of its arguments and, where a trace with symbols was
+        tried and failed, why.
+        """
+        return [entry.assumptions() for f in self._families.values() for entry in f.entries]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if mode.trace is not None:
@@ -170,18 +173,21 @@ class Compiled:
         names = choose(family.seen, layouts, named)
         fixed = {i for i, (_, number) in enumerate(known) if number >= 0}
         names = {at: name for at, name in names.items() if at[0] not in fixed}
+        refusal = ""
         if names:
             pattern = Pattern(layouts, names, tensors)
             tracer = Tracer(self._fn, known, pattern.scope, pattern.buffers)
             try:
                 entry = tracer.trace(args, kwargs, tensors)
-            except Exception:  # what cannot do with symbols is traced at its sizes
+            except Exception as error:  # what cannot do with symbols is traced at its sizes
                 pattern.scope.open = False
+                refusal = f"symbols: {type(error).__name__}: {error}"
             else:
                 entry.pattern = pattern
                 return entry
         entry = Tracer(self._fn, known).trace(args, kwargs, tensors)
         entry.pattern = layouts
+        entry.refusal = refusal
         return entry
 
     def _remember(self, exact: Any, entry: Entry, sized: Sized) -> None:

@@ -20,7 +20,7 @@ from tilewright.runtime.buffers import Buffer, empty
 from tilewright.runtime.interrupts import Held
 from tilewright.runtime.launch import default_pool, default_target
 from tilewright.runtime.memory import Memory, take
-from tilewright.sizes import Scope
+from tilewright.sizes import Scope, shape_of
 from tilewright.tensor.core import LEAF, PLAIN, Tensor, own, realize
 from tilewright.tensor.modes import mode
 from tilewright.tensor.tree import leaves, map_tree, replaced
@@ -291,8 +291,17 @@ class Entry:
         self.arena = take(program.arena_bytes)
         self.spare: list[Memory | None] = [None] * len(program.output_bytes)
         self.pattern: Any = None  # which sizes and strides of arguments it takes
+        self.refusal = ""  # why a trace with symbols failed
         # the shape of the result, without the trace in it
         self.result = map_tree(lambda t: Tensor(data_node(_NOTHING)), result)
+
+    def assumptions(self) -> list[str]:
+        """What it takes for granted, for people."""
+        scope = self.program.scope
+        if scope is not None:
+            return scope.guard_texts()
+        shapes = [shape_of(shape) for shape, *_ in self.pattern]
+        return shapes + ([self.refusal] if self.refusal else [])
 
     def outside(self) -> list[weakref.ref[Tensor]]:
         """The tensors that are no arguments."""
