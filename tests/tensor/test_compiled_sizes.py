@@ -37,7 +37,7 @@ def check(
     dynamic: dict[str, Any] | None = None,
 ) -> Any:
     """Compare with the dynamic path at every call; ``most`` programs may come of it."""
-    compiled = tw.compile(fn, dynamic)
+    compiled = tw.compile(fn, dynamic=dynamic)
     for args in calls:
         where = [a.shape for a in args if isinstance(a, Tensor)]
         assert bits(compiled(*args)) == bits(fn(*args)), where
@@ -212,9 +212,9 @@ def test_axes_named_dynamic_are_symbols_at_once() -> None:
         with pytest.raises(ShapeError):
             compiled(tensor(4, 6), tensor(5, 2), tensor(6, 4))
     with pytest.raises(TraceError, match=r"dynamic names 'z', the function's parameters are"):
-        tw.compile(fn, {"z": 0})(*calls[0])
+        tw.compile(fn, dynamic={"z": 0})(*calls[0])
     with pytest.raises(TraceError, match=r"dynamic names axis 2 of 'x', a tensor of shape"):
-        tw.compile(fn, {"x": 2})(*calls[0])
+        tw.compile(dynamic={"x": 2})(fn)(*calls[0])
 
 
 def test_a_branch_on_a_size_makes_a_program_for_each_side() -> None:

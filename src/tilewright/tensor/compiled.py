@@ -16,7 +16,7 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import numpy as np
 
@@ -35,7 +35,17 @@ _MANY: Final = 64  # programs of one function beyond which something is wrong
 _SHORTCUTS: Final = 256  # layouts of arguments whose program is known
 
 
-def compile(fn: Callable[..., Any], dynamic: Dynamic | None = None) -> Compiled:
+@overload
+def compile(fn: Callable[..., Any], *, dynamic: Dynamic | None = None) -> Compiled: ...
+
+
+@overload
+def compile(*, dynamic: Dynamic | None = None) -> Callable[[Callable[..., Any]], Compiled]: ...
+
+
+def compile(
+    fn: Callable[..., Any] | None = None, *, dynamic: Dynamic | None = None
+) -> Compiled | Callable[[Callable[..., Any]], Compiled]:
     """``fn`` as a static program, traced at the first call with new shapes and dtypes.
 
     ``fn`` takes and returns tensors, in dicts, lists, tuples or dataclasses; numbers, strings and
@@ -56,6 +66,8 @@ def compile(fn: Callable[..., Any], dynamic: Dynamic | None = None) -> Compiled:
             tuple of axes, or ``{axis: name}``, where equal names say that the sizes are equal:
             ``{"x": {0: "batch", 1: "time"}, "y": {0: "batch"}}``.
     """
+    if fn is None:
+        return lambda function: Compiled(function, dynamic)
     return Compiled(fn, dynamic)
 
 
