@@ -139,8 +139,11 @@ def data_node(buffer: Any, name: str = "") -> Node:
     return node
 
 
-def const_node(value: bool | int | float, dtype: DType) -> Node:
-    """A 0-d number that the compiled program has in it."""
+def const_node(value: bool | int | float | Size | Real, dtype: DType) -> Node:
+    """A 0-d number that the compiled program has in it (or is handed, where it is a size that is
+    not known yet)."""
+    if isinstance(value, (Size, Real)):
+        return scalar_node(value, dtype)
     return Node("const", (), (), dtype, {"value": value})
 
 

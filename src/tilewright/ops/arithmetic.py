@@ -15,7 +15,7 @@ import numpy as np
 
 from tilewright.dtypes import DType, f32
 from tilewright.errors import ShapeError
-from tilewright.graph import Node, Shape, Size, const_node, scalar_node
+from tilewright.graph import Node, Shape, Size, const_node
 from tilewright.ops.table import OpDef, make, register
 from tilewright.ops.views import broadcast_shapes, sum_to
 from tilewright.sizes import Real, same
@@ -53,10 +53,7 @@ _KINDS: Final = {"f": "floats", "i": "signed integers", "u": "unsigned integers"
 
 
 def literal(value: bool | int | float | Size | Real, like: Node) -> Node:
-    """A number of ``like``'s dtype that broadcasts with it, written into the kernel (a size that
-    is not known yet is handed to it)."""
-    if isinstance(value, (Size, Real)):
-        return scalar_node(value, like.dtype)
+    """A number of ``like``'s dtype that broadcasts with it, written into the kernel."""
     return const_node(value, like.dtype)
 
 

@@ -18,7 +18,7 @@ from tilewright.lang import Array, Const, minimum, program_id, unroll, zeros
 from tilewright.ops.calls import KernelCall
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
-from tilewright.sizes import hint
+from tilewright.sizes import hint, roughly
 
 __all__ = [
     "as_bits",
@@ -94,7 +94,7 @@ def divide(a: int, b: int) -> int:
 def block_for(width: int, largest: int = 256) -> int:
     """Window length for rows of ``width``: a power of four, so that few kernels serve all rows."""
     block = 1
-    while block < min(width, largest):
+    while block < largest and not roughly(width, block, 4):
         block *= 4
     return min(block, largest)
 

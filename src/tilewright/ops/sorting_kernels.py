@@ -50,7 +50,7 @@ from tilewright.ops.layout_kernels import (
 )
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
-from tilewright.sizes import has_value
+from tilewright.sizes import has_value, hint
 
 __all__ = ["argsort_calls", "argsort_workspace", "searchsorted_calls", "sortable"]
 
@@ -272,7 +272,7 @@ def argsort_calls(
     x, order = (_axis_last(a, b, axis) for a, b in ((x, order), (order, x)))
     rows, n = math.prod(x.shape[:-1]), x.shape[-1]
     if n <= _SHORT:
-        per = max(1, min(divide(rows, 8), 2048 // n))
+        per = max(1, min(divide(hint(rows), 8), 2048 // n))
         consts = {"DESCENDING": descending, "ROWS": per, "BLOCK": 16 if n <= 16 else _SHORT}
         return [KernelCall(rank_kernel, (divide(rows, per),), (x, order), consts)]
     slots = work[0].shape[1]
