@@ -202,6 +202,28 @@ def test_matmul_nbits(bits: int, block: int, zero: str, level: int, tolerance: f
         np.testing.assert_allclose(ours[0], theirs[0], rtol=0, atol=bound)
 
 
+def test_attention_and_lstm() -> None:
+    rng = np.random.default_rng(10)
+    x, w = bytes_of(rng, (2, 5, 12)), bytes_of(rng, (12, 24), np.int8)
+    bias = rng.standard_normal(24).astype(np.float32)
+    mask = np.array([5, 3], np.int32)
+    args = [x, w, bias, np.float32(0.02), np.float32(0.01), mask, np.uint8(120), np.int8(0)]
+    ours, theirs = both("QAttention", args, (1, 2, 3, 4, 6, 7), num_heads=2)
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-4, atol=1e-4)
+
+    n, h = 6, 8
+    sequence = rng.standard_normal((4, 3, n)).astype(np.float32)
+    w, r = bytes_of(rng, (1, n, 4 * h), np.int8), bytes_of(rng, (1, h, 4 * h), np.int8)
+    b = rng.standard_normal((1, 8 * h)).astype(np.float32)
+    scale, zero = np.array([0.005], np.float32), np.zeros(1, np.int8)
+    args = [sequence, w, r, b, None, None, None, None, scale, zero, scale, zero]
+    ours, theirs = both(
+        "DynamicQuantizeLSTM", args, range(1, 12), outputs=3, hidden_size=h, direction="forward"
+    )
+    for got, wanted in zip(ours, theirs):  # they round inputs and states to bytes in every step
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-2)
+
+
 def test_gather_block_quantized() -> None:
     rng = np.random.default_rng(8)
     data = rng.integers(0, 256, (20, 32), dtype=np.uint8)

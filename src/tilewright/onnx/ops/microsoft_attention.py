@@ -100,6 +100,23 @@ def attention(
     if do_rotary or past_present_share_buffer:
         raise UnsupportedError("do_rotary and past_present_share_buffer are for other machines")
     y = x @ weights if bias is None else x @ weights + bias
+    kind = mask_filter_value, scale, unidirectional
+    return self_attention(y, mask, past, attention_bias, num_heads, qkv_hidden_sizes, *kind, ctx)
+
+
+def self_attention(
+    y: Tensor,
+    mask: Tensor | None,
+    past: Tensor | None,
+    attention_bias: Tensor | None,
+    num_heads: int,
+    qkv_hidden_sizes: tuple[int, ...] | None,
+    mask_filter_value: float,
+    scale: float | None,
+    unidirectional: int,
+    ctx: Call,
+) -> Any:
+    """Attention of what a projection made: y (B, T, q + k + v)."""
     sizes = qkv_hidden_sizes or (y.shape[2] // 3,) * 3
     if len(sizes) != 3 or sum(sizes) != y.shape[2] or sizes[0] != sizes[1]:
         raise ShapeError(f"hidden sizes {sizes} do not cut {y.shape[2]} columns")

@@ -9,7 +9,9 @@ from typing import Any
 
 from tilewright.errors import FormatError, UnsupportedError
 from tilewright.graph import Node
+from tilewright.onnx.ops.microsoft_attention import self_attention
 from tilewright.onnx.ops.quantization import conv_sizes, dynamic_bytes, known, node_of, pad_pairs
+from tilewright.onnx.ops.recurrent import lstm
 from tilewright.onnx.registry import Call, op
 from tilewright.ops import qlinear, qlinear_elementwise, reductions
 from tilewright.ops.activations import leaky_relu
@@ -269,3 +271,52 @@ def dynamic_quantize_matmul(
     x, sx, zx = dynamic_bytes(node_of(ctx, a))
     y = qlinear.matmul_integer(x, w, zx, zw, Result(sx, sw))  # type: ignore[arg-type]
     return Tensor(y if c is None else add(y, c))
+
+
+# --- layers --------------------------------------------------------------------------------------
+
+
+@op("QAttention", domain=MS)
+def qattention(
+    x: Tensor, weights: Tensor, bias: Tensor, x_scale: Tensor, w_scale: Tensor,
+    mask: Tensor | None = None, x_zero: Tensor | None = None, w_zero: Tensor | None = None,
+    past: Tensor | None = None, *, num_heads: int, unidirectional: int = 0, do_rotary: int = 0,
+    past_present_share_buffer: int = 0, mask_filter_value: float = -10000.0,
+    scale: float | None = None, ctx: Call,
+) -> Any:  # fmt: skip
+    """com.microsoft.Attention whose projection multiplies bytes; the rest is f32."""
+    if do_rotary or past_present_share_buffer:
+        raise UnsupportedError("do_rotary and past_present_share_buffer are for other machines")
+    q, w, sx, sw, zx, zw = known(ctx, x, weights, x_scale, w_scale, x_zero, w_zero)
+    y = qlinear.matmul_integer(q, w, zx, zw, Result(sx, sw))  # type: ignore[arg-type]
+    kind = mask_filter_value, scale, unidirectional
+    return self_attention(Tensor(add(y, bias.node)), mask, past, None, num_heads, None, *kind, ctx)
+
+
+@op("DynamicQuantizeLSTM", domain=MS)
+def dynamic_quantize_lstm(
+    x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, lens: Tensor | None,
+    initial_h: Tensor | None, initial_c: Tensor | None, p: Tensor | None, w_scale: Tensor,
+    w_zero: Tensor, r_scale: Tensor, r_zero: Tensor, *,
+    activation_alpha: tuple[float, ...] | None = None,
+    activation_beta: tuple[float, ...] | None = None,
+    activations: tuple[str, ...] | None = None, clip: float = 0.0, direction: str = "forward",
+    hidden_size: int | None = None, input_forget: int = 0, ctx: Call,
+) -> Any:  # fmt: skip
+    """LSTM with weights of bytes (D, in, 4 H), computed in f32: inputs are not rounded."""
+
+    def real(weights: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        q, s, z = known(ctx, weights, scale, zero)
+        assert q is not None
+        assert s is not None
+        assert z is not None
+        count = sizes_of(q)[0]
+        s, z = (reshape(v, (count, 1, -1)) for v in (s, z))
+        return Tensor(permute(dequantize(q, s, z), (0, 2, 1)))
+
+    w, r = real(w, w_scale, w_zero), real(r, r_scale, r_zero)
+    return lstm(
+        x, w, r, b, lens, initial_h, initial_c, p, activation_alpha=activation_alpha,
+        activation_beta=activation_beta, activations=activations, clip=clip, direction=direction,
+        hidden_size=hidden_size, input_forget=input_forget,
+    )  # fmt: skip
