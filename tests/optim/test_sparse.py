@@ -138,3 +138,23 @@ def test_a_compiled_step_has_no_array_of_the_tables_size(kind: type) -> None:
     assert entry.program.arena_bytes < 1 << 20
     assert all(in_place for _, _, in_place in entry.states)
     assert sum(entry.program.output_bytes) < 1 << 10  # the table is changed where it is
+
+
+def test_a_compiled_function_leaves_ids_and_rows_too() -> None:
+    ours, _ = twins()
+
+    @compile
+    def gradients(ids: Tensor) -> None:
+        (ours(ids) ** 2).sum().backward()
+
+    want = np.zeros((30, 4), np.float32)
+    np.add.at(want, IDS.ravel(), 2 * ours.weight.numpy()[IDS.ravel()])
+    for _ in range(2):
+        ours.weight.grad = None
+        gradients(asarray(IDS))
+        grad = ours.weight.grad
+        assert grad is not None
+        assert sparse_rows(grad.node) is not None
+        np.testing.assert_array_equal(grad.numpy(), want)
+    gradients(asarray(IDS))  # added to one that is there: dense, or each call would have more rows
+    np.testing.assert_array_equal(ours.weight.grad.numpy(), 2 * want)

@@ -68,3 +68,8 @@ def check(seed: int) -> None:
 def test_random_programs(block: int) -> None:
     for seed in range(block * 4, block * 4 + 4):
         check(seed)
+
+
+def test_an_assigned_leaf_with_several_nodes() -> None:
+    """Gradients of all of them are added up in one order, whatever was computed meanwhile."""
+    check(436)

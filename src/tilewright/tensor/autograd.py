@@ -70,9 +70,12 @@ def backward(
             reached[node] = tensor
         elif tensor._tracks == DERIVED and tensor.node is node and node.value is None:
             alive.append(tensor)
-    found = autodiff.vjp(roots, seeds, list(reached))
+    # a leaf that was assigned to has several nodes: theirs are added up in the order of their making,
+    # which does not depend on what has been computed meanwhile
+    wrt = sorted(reached, key=lambda node: node.index)
+    found = autodiff.vjp(roots, seeds, wrt)
     fresh: dict[Tensor, Node] = {}
-    for tensor, gradient in zip(reached.values(), found):
+    for tensor, gradient in zip([reached[node] for node in wrt], found):
         if gradient is not None:
             fresh[tensor] = ew.add(fresh[tensor], gradient) if tensor in fresh else gradient
     found_grads: dict[Tensor, Tensor] = {}

@@ -23,6 +23,7 @@ from tilewright.runtime.memory import Memory, take
 from tilewright.sizes import Scope, shape_of
 from tilewright.tensor.core import LEAF, PLAIN, Tensor, own, realize
 from tilewright.tensor.modes import mode
+from tilewright.tensor.sparse import SparseRows, sparse_node, sparse_rows
 from tilewright.tensor.tree import leaves, map_tree, replaced
 
 __all__ = ["Entry", "StaleError", "Tracer"]
@@ -42,6 +43,14 @@ class _Grad(NamedTuple):
     """The gradient that a tensor has when the function is called."""
 
     tensor: _Holder
+
+
+class _Rows(NamedTuple):
+    """A sparse gradient: where its ids and its rows are, and the rows of the table."""
+
+    ids: Any
+    rows: Any
+    n: Any
 
 
 _Holder = int | weakref.ref[Tensor]
@@ -191,7 +200,10 @@ class Tracer:
         start: int,
     ) -> Entry:
         roots = outputs + [new for _, _, new in states]
-        roots += [left.node for _, _, left in grads]
+        # a gradient that nothing is added to may stay ids and rows
+        sparse = [None if old is not None else sparse_rows(left.node) for _, old, left in grads]
+        for rows, (_, _, left) in zip(sparse, grads):
+            roots += [left.node] if rows is None else rows
         outside = [
             n for n in _edge(roots, start) if n.value is None and n.op not in ("const", "scalar")
         ]
@@ -219,6 +231,11 @@ class Tracer:
         def place(node: Node) -> Any:
             return _Root(where[node]) if node in where else _binding(node, at)
 
+        def place_of(left: Tensor, rows: SparseRows | None) -> Any:
+            if rows is None:
+                return place(left.node)
+            return _Rows(place(rows.ids), place(rows.rows), left.node.shape[0])
+
         return Entry(
             program,
             bindings,
@@ -229,7 +246,10 @@ class Tracer:
                 (self._holder(t), place(new), over.get(where.get(new, -1)) is old)
                 for t, old, new in states
             ],
-            [(self._holder(t), old is not None, place(left.node)) for t, old, left in grads],
+            [
+                (self._holder(t), old is not None, place_of(left, rows))
+                for (t, old, left), rows in zip(grads, sparse)
+            ],
         )
 
 
@@ -360,7 +380,14 @@ class Entry:
             out._tracks = PLAIN
             own(out.node, out)
             made.append(out)
-        left = [Tensor(data_node(value(place))) for _, _, place in self.grads]
+        left = [
+            Tensor(
+                sparse_node(data_node(value(place.ids)), data_node(value(place.rows)), place.n)
+                if type(place) is _Rows
+                else data_node(value(place))
+            )
+            for _, _, place in self.grads
+        ]
         changed = [
             (h, data_node(value(place))) for h, place, in_place in self.states if not in_place
         ]
