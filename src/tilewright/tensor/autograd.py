@@ -70,8 +70,8 @@ def backward(
             reached[node] = tensor
         elif tensor._tracks == DERIVED and tensor.node is node and node.value is None:
             alive.append(tensor)
-    # a leaf that was assigned to has several nodes: theirs are added up in the order of their making,
-    # which does not depend on what has been computed meanwhile
+    # a leaf that was assigned to has several nodes: their gradients are added up in the order of
+    # their making, which does not depend on what has been computed meanwhile
     wrt = sorted(reached, key=lambda node: node.index)
     found = autodiff.vjp(roots, seeds, wrt)
     fresh: dict[Tensor, Node] = {}
