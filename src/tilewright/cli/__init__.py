@@ -39,6 +39,7 @@ def build() -> Any:
     from tilewright.cli.inspect import inspect
     from tilewright.cli.onnx import commands as onnx_commands
     from tilewright.cli.run import run
+    from tilewright.cli.see import see
     from tilewright.cli.tokenizer import commands as tokenizer_commands
     from tilewright.cli.train import commands as train_commands
 
@@ -50,7 +51,7 @@ def build() -> Any:
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for command in (run, inspect, bench, doctor):
+    for command in (run, see, inspect, bench, doctor):
         app.command()(guarded(command))
     app.add_typer(tokenizer_commands(), name="tokenizer")
     app.add_typer(train_commands(), name="train")

@@ -29,7 +29,7 @@ from tilewright.cli.onnx_values import (
 )
 from tilewright.errors import UnsupportedError
 
-__all__ = ["bench", "commands", "compare", "inspect", "run"]
+__all__ = ["bench", "commands", "compare", "inspect", "load_model", "run"]
 
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file.")]
 Threads = Annotated[
@@ -50,7 +50,12 @@ def commands() -> typer.Typer:
     app = typer.Typer(
         help="Look into ONNX models, run them, check them, time them.", no_args_is_help=True
     )
-    for name, command in (("inspect", inspect), ("run", run), ("test", compare), ("bench", bench)):
+    from tilewright.cli.onnx_images import detect, transform
+
+    for name, command in (
+        ("inspect", inspect), ("run", run), ("test", compare), ("bench", bench),
+        ("detect", detect), ("transform", transform),
+    ):  # fmt: skip
         app.command(name)(guarded(command))
     return app
 
@@ -93,7 +98,7 @@ def inspect(model: ModelFile, dim: Dims = None, as_json: AsJson = False) -> None
         raise typer.Exit(1)
 
 
-def _load(model: Path, threads: int | None) -> Any:
+def load_model(model: Path, threads: int | None) -> Any:
     """A session; of what cannot be run the operators alone, for one line."""
     from tilewright.formats.onnx import open_model
     from tilewright.onnx.check import problems
@@ -206,7 +211,7 @@ def run(
     threads: Threads = None,
 ) -> None:
     """Run a model once on inputs from files."""
-    session = _load(model, threads)
+    session = load_model(model, threads)
     steps = image_steps(model, preprocess, normalize, mean, std, scale, bgr)
     feeds = read_inputs(session, inputs or [], steps)
     start = time.perf_counter()
@@ -257,7 +262,7 @@ def compare(
     """
     from tilewright.onnx.vectors import difference, find_vectors, named, read_vector
 
-    session = _load(model, threads)
+    session = load_model(model, threads)
     failed = 0
     paths = find_vectors(model.parent if data is None else data)
     for path in paths:
@@ -294,7 +299,7 @@ def bench(
     if against not in (None, "onnxruntime"):
         raise UnsupportedError(f"--vs knows onnxruntime, got {against!r}")
     start = time.perf_counter()
-    session = _load(model, threads)
+    session = load_model(model, threads)
     loaded = time.perf_counter() - start
     feeds, dims = random_inputs(session, dims_of(dim))
     start = time.perf_counter()

@@ -21,6 +21,7 @@ from tilewright.onnx.pipelines.images import (
     read_config,
     read_labels,
 )
+from tilewright.onnx.pipelines.vision import probabilities
 from tilewright.onnx.session import Session, ValueSpec
 from tilewright.onnx.vectors import read_array, read_value
 
@@ -227,14 +228,10 @@ def labels_of(model: Path, labels: Path | None) -> list[str] | None:
 
 def top_classes(value: np.ndarray, count: int, labels: Sequence[str] | None) -> str:
     """The likeliest classes of the first row of scores or probabilities."""
-    scores = value.reshape(-1, value.shape[1] if value.ndim > 1 else value.size)[0]
     if value.ndim > 1 and value.size != value.shape[0] * value.shape[1]:
         raise ShapeError(f"--top wants one score for each class, got shape {list(value.shape)}")
-    scores = scores.astype(np.float64)
-    likely = scores
-    if scores.min() < 0 or abs(scores.sum() - 1) > 0.02:  # no probabilities yet
-        likely = np.exp(scores - scores.max())
-        likely /= likely.sum()
+    scores = value.reshape(-1, value.shape[1] if value.ndim > 1 else value.size)[0]
+    likely = probabilities(scores)
     order = np.argsort(-scores, kind="stable")[:count]
     names = labels if labels is not None and len(labels) == len(scores) else None
     if labels is not None and names is None:

@@ -122,7 +122,8 @@ class Preprocess:
     def to_fit(self, shape: Sequence[int | str | None] | None, dtype: str) -> Preprocess:
         """These steps for an input of a model: layout, channels and sizes as its shape says.
 
-        Sizes that are not set come from the shape: the shorter side is scaled, the middle taken.
+        Sizes that are not set come from the shape: for a square the shorter side is scaled and the
+        middle taken, for others the whole image is scaled.
         """
         made = replace(self, dtype=dtype or "float32")
         if shape is None:
@@ -145,7 +146,9 @@ class Preprocess:
             return made
         sides = (height, width)
         if made.size is None and made.shortest is None and made.crop is None:
-            return replace(made, shortest=max(sides), crop=sides)
+            if height != width:
+                return replace(made, size=sides)
+            return replace(made, shortest=height, crop=sides)
         if (made.crop or made.size) != sides:
             return replace(made, crop=sides)
         return made
