@@ -221,3 +221,39 @@ def test_bench(run: Run, model: Path) -> None:
         in run("bench", model, "--dim", "bath=5")[2]
     )
     assert "--dim wants NAME=SIZE" in run("bench", model, "--dim", "batch=-1")[2]
+
+
+def test_detect_and_transform(run: Run, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    image.fromarray(np.full((10, 20, 3), 100, np.uint8)).save(tmp_path / "i.png")
+    constants = {
+        "b": np.array([[[0, 0, 0.5, 1]]], np.float32), "s": np.array([[[0.1, 0.9]]], np.float32),
+        "zero": np.zeros((), np.float32),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["m"], keepdims=0),
+        helper.make_node("Mul", ["m", "zero"], ["none"]),
+        helper.make_node("Add", ["b", "none"], ["boxes"]),
+        helper.make_node("Add", ["s", "none"], ["scores"]),
+    ]
+    outputs = [value("scores", None), value("boxes", None)]
+    path = save(tmp_path / "d.onnx", nodes, [value("x", [1, 3, 8, 8])], outputs, constants)
+    (tmp_path / "names.txt").write_text("nothing\nface\n")
+    args = ["detect", path, tmp_path / "i.png", "-o", tmp_path / "o.png"]
+    status, out, err = run(*args, "--labels", tmp_path / "names.txt")
+    assert status == 0, err
+    assert out.splitlines()[1].split() == ["face", "0.900", "0.0", "0.0", "10.0", "10.0"]
+    assert image.open(tmp_path / "o.png").size == (20, 10)
+    (found,) = json.loads(run(*args, "--json")[1])
+    assert found["right"] == 10
+    assert run(*args, "--threshold", 0.95)[1] == "nothing found\n"
+
+    nodes = [helper.make_node("Sub", ["one", "x"], ["y"])]
+    one = {"one": np.ones((), np.float32)}
+    path = save(tmp_path / "t.onnx", nodes, [value("x", [1, 3, 8, 8])], [value("y", None)], one)
+    status, _, err = run("transform", path, tmp_path / "i.png", tmp_path / "t.png")
+    assert status == 0, err
+    assert "20 x 10 pixels" in err
+    assert (np.asarray(image.open(tmp_path / "t.png")) == 155).all()
+    status, _, err = run("transform", path, tmp_path / "names.txt", tmp_path / "t.png")
+    assert (status, err.count("\n")) == (1, 1)

@@ -166,7 +166,7 @@ class LlavaOneVision:
         }
         feeds = {s.name: known[s.name].astype(s.dtype) for s in self.decoder.inputs}
         logits: np.ndarray = self.decoder.run(feeds, ["logits"])["logits"]
-        return logits[0, -1].astype(np.float32)
+        return logits[0, -1, : self.tokenizer.vocab_size].astype(np.float32)  # the rest is padding
 
     def _known(self, spec: ValueSpec) -> None:
         names = (
