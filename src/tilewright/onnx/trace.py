@@ -117,6 +117,7 @@ class Trace:
         self.leaves: list[weakref.ref[Tensor]] = []
         self.made: list[weakref.ref[Tensor]] = []
         self.dynamic = Numbers([])  # of this segment's leaves
+        self.gone: weakref.WeakSet[Node] = weakref.WeakSet()  # those of the segments before
         self.constant: dict[Node, bool] = {}
         self.scope: _Scope | None = None
         self.opsets: list[dict[str, int]] = [dict(plan.model.opsets)]
@@ -298,6 +299,8 @@ class Trace:
                 stack.pop()
             elif one in self.dynamic or varies(one):
                 memo[one] = False
+            elif one in self.gone:
+                raise TilewrightError("internal: a tensor was made before a cut and is not kept")
             else:
                 missing = [i for i in one.inputs if i not in memo] if one.value is None else []
                 if missing:
@@ -342,6 +345,7 @@ class Trace:
     # --- cuts ------------------------------------------------------------------------------------
 
     def _begin(self, alive: list[Tensor]) -> None:
+        self.gone.update(self.dynamic)
         self.leaves = [weakref.ref(t) for t in alive]
         self.dynamic = Numbers([t.node for t in alive])
         self.made = []
