@@ -69,7 +69,7 @@ def test_long_loops_are_programs_that_look_alike():
         else:
             assert got["all"].shape[0] == 0
     # 200 iterations are pieces of 16, all but the last of one program each: few are compiled.
-    assert len(session._plan._programs) < 15
+    assert len(session.plan.shared.programs) < 15
 
 
 def test_a_condition_that_depends_on_data_ends_a_loop():
@@ -143,7 +143,7 @@ def test_scan_goes_along_axes_in_both_directions(length):
     np.testing.assert_allclose(got["last"], steps[-1], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(got["sums"], steps[::-1], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(got["others"], x + w[:, None])
-    assert len(session._plan._programs) < 8
+    assert len(session.plan.shared.programs) < 8
 
 
 def test_bodies_that_do_not_fit_are_refused():

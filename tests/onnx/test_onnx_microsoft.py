@@ -260,8 +260,8 @@ def test_a_cache_with_room_keeps_its_length_and_its_program():
         np.testing.assert_array_equal(one["k2"], two["k2"][:, :, : 5 + i])
         assert two["k2"].shape[2] == 16
         cache, buffer = (one["k2"], one["v2"]), (two["k2"], two["v2"])
-        compiled = compiled or len(shared._plan._programs)
-        assert len(shared._plan._programs) == compiled
+        compiled = compiled or len(shared.plan.shared.programs)
+        assert len(shared.plan.shared.programs) == compiled
 
 
 def test_masked_decoding():
