@@ -11,7 +11,9 @@ from tests.ops.node_calls import LAYOUTS, check, leaf
 
 from tilewright.dtypes import DType, bf16, f16, f32, f64, i32, u8
 from tilewright.errors import ShapeError
+from tilewright.ops.blocked import from_blocked, to_blocked
 from tilewright.ops.resize import COORDINATES, NEAREST, resample, resize
+from tilewright.ops.table import make
 
 X = np.random.default_rng(0).standard_normal((2, 3, 7, 10), np.float32)
 
@@ -139,6 +141,33 @@ def test_gradient() -> None:
         for mode in ("linear", "cubic"):
             check_gradient(lambda a: resize(a, None, sizes, axes=(1, 2), mode=mode), x, order=2)  # noqa: B023
     check_gradient(lambda a: resize(a, [2.0, 2.0], axes=(1, 2)), x)
+    image = x.reshape(1, 2, 5, 6)
+    for mode in ("nearest", "linear"):
+        check_gradient(lambda a: resize(a, None, (8, 4), axes=(2, 3), mode=mode), image, order=2)  # noqa: B023
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+def test_images(mode: str, layout: str) -> None:
+    rng = np.random.default_rng(0)
+    for shape, sizes in (
+        ((2, 20, 5, 70), (9, 33)),
+        ((1, 3, 40, 6), (7, 80)),
+        ((0, 2, 3, 4), (5, 6)),
+    ):
+        for dtype, tolerance in ((f32, 1e-5), (f64, 1e-12), (f16, 2e-3)):
+            x = leaf(rng.standard_normal(shape), dtype, layout)
+            check(resize(x, None, sizes, axes=(2, 3), mode=mode, antialias=mode == "cubic"),
+                  rtol=tolerance, atol=tolerance)  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+def test_blocked_images_have_the_same_bits(mode: str) -> None:
+    x = data(np.random.default_rng(0).standard_normal((2, 20, 9, 11), np.float32))
+    plain = resize(x, None, (14, 7), axes=(2, 3), mode=mode)
+    node = make("resize_image", to_blocked(x), *plain.inputs[1:], **plain.attrs)
+    check(node, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(*compiled([from_blocked(node, plain.shape), plain]))
 
 
 def test_same_bits_in_any_batch() -> None:

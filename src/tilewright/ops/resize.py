@@ -3,7 +3,8 @@
 Interpolation is separable. Along one axis output o is ``sum over k of weight[o, k] * x[id[o, k]]``;
 the two tables depend on sizes and settings only, are made once, and ``resample`` applies them, k
 ascending, one fused multiply-add each, in f32 (f64 for f64). The gradient is ``resample`` by the
-transposed tables. Axes that shrink most come first. Nearest neighbours are a gather (``take``).
+transposed tables. Axes that shrink most come first; the last two axes of an image are resized at
+once (``resize_image``). Other nearest neighbours are a gather (``take``).
 
 Formulas: ONNX "Resize" (opset 19); cubic: Keys 1981, "Cubic convolution interpolation".
 """
@@ -31,6 +32,7 @@ from tilewright.ops.comparison import where
 from tilewright.ops.creation import cast, full
 from tilewright.ops.indexing import take
 from tilewright.ops.layout_kernels import block_for, divide
+from tilewright.ops.resize_image import MOST_COLUMNS, resize_image
 from tilewright.ops.table import OpDef, make, register
 from tilewright.ops.views import broadcast, normal_axis, reshape, sizes_of
 from tilewright.runtime.buffers import from_array
@@ -111,6 +113,10 @@ def resize(
     wide = x
     if mode != "nearest":
         wide = cast(x, f64 if x.dtype is f64 else f32)
+    if {a for a, _ in changed} == {2, 3} and len(shape) == 4 and shape[3] <= MOST_COLUMNS:
+        settings = (coordinate_transformation_mode, float(cubic_coeff_a), bool(exclude_outside))
+        wide = _image(wide, dict(changed), mode, nearest_mode, *settings, bool(antialias))
+        return cast(_extrapolated(wide, changed, extrapolation_value) if crop else wide, x.dtype)
     for axis, plan in sorted(changed, key=lambda one: one[1].out / max(one[1].size, 1)):
         if mode == "nearest":
             ids = _nearest_ids(plan, coordinate_transformation_mode, nearest_mode)
@@ -280,6 +286,42 @@ def _extrapolated(x: Node, changed: Sequence[tuple[int, Axis]], value: float) ->
         keep = broadcast(reshape(data_node(from_array(inside)), line), shape)
         x = where(keep, x, full(shape, int(value) if x.dtype.is_integer else value, x.dtype))
     return x
+
+
+def _image(
+    x: Node,
+    plans: Mapping[int, Axis],
+    mode: str,
+    nearest: str,
+    coordinates: str,
+    a: float,
+    exclude: bool,
+    antialias: bool,
+) -> Node:
+    """Both axes of an image in one pass."""
+    if mode == "nearest":
+        ids = [_nearest_ids(plans[axis], coordinates, nearest) for axis in (2, 3)]
+        return resize_image(x, *(data_node(i.view((1, *i.shape))) for i in ids))
+    made = [
+        _buffers(plans[axis], mode, coordinates, a, exclude, antialias, x.dtype is f64)
+        for axis in (2, 3)
+    ]
+    rows, columns = (data_node(ids.view(ids.shape[::-1], ids.strides[::-1])) for ids, _ in made)
+    high, wide = (data_node(w.view(w.shape[::-1], w.strides[::-1])) for _, w in made)
+    return resize_image(x, rows, copied(columns), high, copied(wide))
+
+
+def copied(table: Node) -> Node:
+    """A small table laid out densely."""
+    return data_node(from_array(np.ascontiguousarray(table.value.numpy())))
+
+
+def back_along(x: Node, axis: int, ids: Node, weights: Node | None, n: int) -> Node:
+    """The transpose of one axis of ``resize_image``: tables (K, out), n elements in the end."""
+    positions = ids.value.numpy().T
+    shares = np.ones(positions.shape, np.float64) if weights is None else weights.value.numpy().T
+    back, turned = _transposed(positions, shares.astype(x.dtype.storage), n)
+    return _along(x, axis, from_array(back), from_array(turned))
 
 
 # --- the op --------------------------------------------------------------------------------------

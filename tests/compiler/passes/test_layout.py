@@ -18,6 +18,7 @@ from tilewright.ops import reductions
 from tilewright.ops.conv import conv
 from tilewright.ops.indexing import take
 from tilewright.ops.pool import avg_pool, max_pool
+from tilewright.ops.resize import resize
 from tilewright.ops.views import broadcast, concat, pad, reshape, sizes_of
 
 RNG = np.random.default_rng(0)
@@ -48,7 +49,7 @@ def network(x: Node) -> list[Node]:
     c = pad(conv(a, weight(16, 32, 2, 2), 2), ((0, 0), (0, 0), (0, 0), (0, 0)), 0)
     joined = concat([c, b], 1)
     ids = data(np.array([0, 0, 1, 1, 2], np.int32))
-    up = take(take(joined, ids, 2), ids, 3)
+    up = resize(take(take(joined, ids, 2), ids, 3), [2.0, 1.5], axes=(2, 3), mode="linear")
     flat = reshape(up, (sizes_of(up)[0], -1))
     return [ew.add(up, ew.literal(1.0, up)), reductions.sum(flat, 1), ew.cast(joined, i32)]
 

@@ -205,6 +205,8 @@ class _Layout:
             found = self._elementwise(node)
         elif node.op == "concat" and rank in (3, 4) and node.attrs["axis"] == 1:
             found = self._concat(node)
+        elif node.op == "resize_image":
+            found = self._resize(node)
         elif node.op == "take" and rank == 4:
             found = self._take(node)
         elif node.op == "pad" and rank == 4:
@@ -258,6 +260,12 @@ class _Layout:
         if not any(x in self.blocked for x in node.inputs):
             return None
         return concat([self._as_blocked(x) for x in node.inputs], 1)
+
+    def _resize(self, node: Node) -> Node | None:
+        x, *tables = node.inputs
+        if x not in self.blocked or any(t not in self.constant for t in tables):
+            return None
+        return table.make("resize_image", self.blocked[x], *tables, **node.attrs)
 
     def _take(self, node: Node) -> Node | None:
         x, ids = node.inputs
