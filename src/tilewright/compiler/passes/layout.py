@@ -30,6 +30,7 @@ __all__ = ["blocked_images", "fold_scales"]
 
 Constant = Callable[[Node], bool]
 
+_STARTS: Final = {"conv", "max_pool", "avg_pool"}
 _FEWEST_OUTPUTS: Final = 4  # channels of a block that a convolution must fill
 # What stays finite on the zeros beyond the last channel: nothing else may happen to them, because
 # the next convolution multiplies them by weights of zero.
@@ -148,7 +149,7 @@ def blocked_images(
     """
     order = pending(roots)
     constant = constants_of(order, dynamic)
-    if not any(n.op == "conv" and n.value is None and n not in constant for n in order):
+    if not any(n.op in _STARTS and n.value is None and n not in constant for n in order):
         return list(roots)
     return _Layout(order, constant, compute).run(roots)
 
@@ -249,9 +250,11 @@ class _Layout:
     def _pool(self, pool: Node) -> Node | None:
         """The image that a pooling makes; of max_pool the values, if nobody wants their places."""
         (x,) = pool.inputs
-        if x not in self.blocked or pool in self.parts or not pool_blocked.suits(pool):
+        if pool in self.parts or not pool_blocked.suits(pool):
             return None
-        return pool_blocked.pool_blocked(self.blocked[x], pool)
+        if x not in self.blocked and (x.dtype not in (f16, f32) or sizes_of(x)[1] < BLOCK):
+            return None
+        return pool_blocked.pool_blocked(self._as_blocked(x), pool)
 
     def _concat(self, node: Node) -> Node | None:
         *first, _ = node.inputs
