@@ -243,7 +243,8 @@ def test_detect_and_transform(run: Run, tmp_path: Path) -> None:
     status, out, err = run(*args, "--labels", tmp_path / "names.txt")
     assert status == 0, err
     assert out.splitlines()[1].split() == ["face", "0.900", "0.0", "0.0", "10.0", "10.0"]
-    assert image.open(tmp_path / "o.png").size == (20, 10)
+    with image.open(tmp_path / "o.png") as drawn:
+        assert drawn.size == (20, 10)
     (found,) = json.loads(run(*args, "--json")[1])
     assert found["right"] == 10
     assert run(*args, "--threshold", 0.95)[1] == "nothing found\n"
@@ -254,6 +255,7 @@ def test_detect_and_transform(run: Run, tmp_path: Path) -> None:
     status, _, err = run("transform", path, tmp_path / "i.png", tmp_path / "t.png")
     assert status == 0, err
     assert "20 x 10 pixels" in err
-    assert (np.asarray(image.open(tmp_path / "t.png")) == 155).all()
+    with image.open(tmp_path / "t.png") as made:
+        assert (np.asarray(made) == 155).all()
     status, _, err = run("transform", path, tmp_path / "names.txt", tmp_path / "t.png")
     assert (status, err.count("\n")) == (1, 1)

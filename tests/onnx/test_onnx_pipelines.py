@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from tilewright.data import read_image
 from tilewright.errors import FormatError, ShapeError, UnsupportedError
 
 onnx = pytest.importorskip("onnx")
@@ -293,7 +294,7 @@ def test_super_resolution(zoo, assets):
     for name in ("super_resolution", "pytorch_super_resolution"):
         close(both(folder / f"{name}.onnx", values), 1e-4)
     session = tilewright.onnx.load(folder / "pytorch_super_resolution.onnx")
-    image = np.asarray(Image.open(assets / "images" / "chelsea_cat.png").convert("RGB"))
+    image = read_image(assets / "images" / "chelsea_cat.png")
     small = images.resize(image, (100, 150), "bicubic")
     made = vision.transform(session, small)
     assert made.shape == (300, 450, 3)
