@@ -32,7 +32,7 @@ MOVES = {
         {},
         lambda x: x[:, ::-1],
     ),
-    "Expand": ({"shape": i64(2, 1, 1)}, {}, lambda x: np.broadcast_to(x, (2, 2, 3))),
+    "Expand": ({"shape": i64(3, 1, 1, 3)}, {}, lambda x: np.broadcast_to(x, (3, 1, 2, 3))),
     "Tile": ({"times": i64(1, 2)}, {}, lambda x: np.tile(x, (1, 2))),
     "Gather": ({"at": i64(2, -3)}, {"axis": 1}, lambda x: x[:, [2, 0]]),
     "GatherElements": ({"at": np.array([[2, 0]])}, {"axis": 1}, lambda x: x[:1, [2, 0]]),
