@@ -243,7 +243,8 @@ def flash_forward(
     st = scratch((KB, QW), T)
     pt = scratch((KB // 2, QW), WORD) if PAIRS else st
     factor = (scale * LOG2E).to(T)
-    for g in range(GROUPS):
+    live = tl.minimum(GROUPS, (tq - first + QW - 1) // QW)  # groups that have queries
+    for g in range(live):
         for r in range(0, QW, 16):
             for w in range(0, W, 16):
                 words = square_of_words(q, b, h, first + g * QW + r, w, T, PAIRS)
@@ -256,21 +257,22 @@ def flash_forward(
     for k0 in range(0, last, KB):
         pack_rows(k, b, kv, k0, ks, 1.0, KB, W, T, PAIRS)
         pack_columns(v, b, kv, k0, vs, 1.0, KB, DP, T, PAIRS)
-        for g in range(tl.maximum(k0 - first - ahead, 0) // QW, GROUPS):
+        for g in range(tl.maximum(k0 - first - ahead, 0) // QW, live):
             q0 = first + g * QW
-            whole = (k0 + KB <= tk) & (k0 + KB <= q0 + 1 + ahead)
+            whole = (k0 + KB <= tk) & (k0 + KB <= q0 + 1 + ahead) & (q0 + QW <= tq)
             if whole:
                 _block(
                     ks, vs, st, pt, qt, ot, tops, totals, masks, noise, b, h, g, 0, q0, k0, tk,
                     ahead, factor, base, limit, False, DP, W, QW, KB, ROWS, T, PAIRS,
                 )  # fmt: skip
             else:
-                for e in range(tl.maximum(k0 - q0 - ahead, 0) // EW * EW, QW, EW):
+                stop = tl.minimum(QW, tq - q0)
+                for e in range(tl.maximum(k0 - q0 - ahead, 0) // EW * EW, stop, EW):
                     _block(
                         ks, vs, st, pt, qt, ot, tops, totals, masks, noise, b, h, g, e, q0 + e,
                         k0, tk, ahead, factor, base, limit, True, DP, W, EW, KB, EROWS, T, PAIRS,
                     )  # fmt: skip
-    for g in range(GROUPS):
+    for g in range(live):
         q0 = first + g * QW
         total = totals[g, 0:QW]
         lse[b, h, q0 : q0 + QW] = (tops[g, 0:QW] + log2(total)) * LN2

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -25,6 +25,10 @@ from tilewright.tensor.elementwise import exp, logical_and, maximum, tanh, where
 from tilewright.tensor.manipulation import concat, pad, stack
 
 __all__ = ["Kind", "attend", "both", "heads_first", "rotated", "visible_band"]
+
+
+_FEW: Final = 4  # queries, up to which scores are cheaper than blocks of flash attention
+_SCORES: Final = 1 << 24  # unless it has more elements
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,8 @@ def attend(
         )
     scale = q.shape[3] ** -0.5 if kind.scale is None else kind.scale
     simple = not (kind.softcap or kind.wanted) and kind.sink is None
+    few = q.shape[2] <= _FEW and q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= _SCORES
+    simple = simple and not few
     if simple and q.shape[3] == v.shape[3] <= flash.MAX_HEAD_DIM and 0 not in (*q.shape, *k.shape):
         mask = _mask(kind.visible, kind.bias, f64 if q.dtype is f64 else f32)
         layout = "bthd" if joined else "bhtd"
