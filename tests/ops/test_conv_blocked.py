@@ -31,6 +31,8 @@ CASES: list[tuple[Any, ...]] = [
     (1, 5, (1, 50), 16, (1, 3), (1, 1), ((0, 0), (1, 1)), (1, 1), 1),
     (3, 33, (1, 1), 130, (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
     (1, 16, (5, 5), 64, (3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    (2, 20, (9, 10), 24, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    (1, 12, (6, 50), 40, (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
     (1, 512, (17, 20), 16, (3, 3), (1, 1), ((4, 4), (4, 4)), (4, 4), 1),
     (1, 1024, (9, 20), 16, (3, 3), (1, 1), ((12, 12), (12, 12)), (12, 12), 1),
 ]
@@ -74,7 +76,7 @@ def test_bits_are_those_of_the_plain_convolution(case: tuple[Any, ...], plain: b
 
 
 @pytest.mark.parametrize("plain", [False, True])
-@pytest.mark.parametrize("case", CASES[:6])
+@pytest.mark.parametrize("case", [*CASES[:6], *CASES[10:12]])
 def test_references(case: tuple[Any, ...], plain: bool) -> None:
     strides, padding, dilation, groups = case[5:]
     if plain and groups > 1:

@@ -27,7 +27,7 @@ from tilewright.ops.blocked import BLOCK, block, blocks_of, unblock
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.comparison import bitwise_or, shift_left
 from tilewright.ops.conv import conv_reference
-from tilewright.ops.conv_blocked_plan import conv_calls, copy_fits, depthwise_calls, panel_blocks
+from tilewright.ops.conv_blocked_plan import conv_calls, copy_fits, depthwise_calls, tile_of
 from tilewright.ops.conv_shapes import output_sizes
 from tilewright.ops.creation import bitcast, cast
 from tilewright.ops.epilogue import Epilogue
@@ -78,7 +78,6 @@ def conv_blocked(
     blocked = len(x.shape) == 5
     size = sizes_of(x)[2:4]
     out = output_sizes("conv_blocked", size, (kh, kw), strides, padding, dilation)
-    per_group = blocks_of(o // groups)
     fits = copy_fits(
         (out[0], out[1]), (kh, kw), (strides[0], strides[1]), (dilation[0], dilation[1]), c,
         compute is bf16,
@@ -89,7 +88,7 @@ def conv_blocked(
         return conv_blocked(pad(x, wide), w, strides, _NONE, dilation, groups)
     flat = (kh, kw, *strides) == (1, 1, 1, 1) and not any(map(any, padding))
     pairs = compute is bf16
-    lanes = BLOCK * panel_blocks((1, prod(out)) if flat else out, kh * kw, per_group, pairs)
+    lanes = tile_of((1, prod(out)) if flat else (out[0], out[1]), kh * kw, o // groups, pairs)[1]
     attrs: dict[str, Any] = {} if compute is None else {"compute": compute}
     return make(
         "conv_blocked",

@@ -129,7 +129,7 @@ def conv_blocks(
     n = program_id(1)
     splits = w.shape[1] // PANELS
     g, panel0 = program_id(2) // splits, program_id(2) % splits * PANELS
-    V = w.shape[6] // 16
+    V = (w.shape[6] + 15) // 16
     PAIRS = w.dtype is u32
     if len(SLAB):
         seen = scratch((w.shape[2], *SLAB, w.shape[3]), w.dtype)
@@ -192,6 +192,11 @@ def _store(acc, y, n, o, h, w, extras, epilogue):
     for v in unroll(acc.shape[2] // 16):
         part = epilogue(acc[:, :, 16 * v : 16 * v + 16], n, o + v, h, w, extras)
         y[n, o + v, h : h + rows, w : w + columns, 0:16] = part
+    if acc.shape[2] % 16:  # half a block, the last: zeros beyond it
+        v = acc.shape[2] // 16
+        part = epilogue(acc[:, :, 16 * v : 16 * v + 8], n, o + v, h, w, extras)
+        y[n, o + v, h : h + rows, w : w + columns, 0:8] = part
+        y[n, o + v, h : h + rows, w : w + columns, 8:16] = zeros((rows, columns, 8), y.dtype)
 
 
 def taps_inside(at, K, LOW, STRIDE, DILATION, size):

@@ -24,7 +24,7 @@ from tilewright.ops.epilogue import Epilogue
 from tilewright.ops.layout_kernels import divide
 from tilewright.runtime.buffers import Buffer
 
-__all__ = ["conv_calls", "copy_fits", "depthwise_calls", "panel_blocks", "pool_calls"]
+__all__ = ["conv_calls", "copy_fits", "depthwise_calls", "pool_calls", "tile_of"]
 
 Attrs = Mapping[str, Any]
 Pair = tuple[int, int]
@@ -34,52 +34,51 @@ _CHUNK_BYTES: Final = 128 << 10  # of weights that every tile of a program uses 
 _PROGRAMS: Final = 16  # that a launch has at least, if there is work for as many
 _WORK: Final = 1 << 15  # vector multiply-adds that are worth a second thread
 _WINDOWS: Final = {
-    "full": "extras[{0}][n, o, h : h + acc.shape[0], w : w + acc.shape[1], 0:16]",
-    "channel": "extras[{0}][0, o, 0, 0, 0:16]",
-    "image": "extras[{0}][n, o, 0, 0, 0:16]",
+    "full": "extras[{0}][n, o, h : h + acc.shape[0], w : w + acc.shape[1], 0 : acc.shape[2]]",
+    "channel": "extras[{0}][0, o, 0, 0, 0 : acc.shape[2]]",
+    "image": "extras[{0}][n, o, 0, 0, 0 : acc.shape[2]]",
     "number": "extras[{0}][0, 0, 0, 0, 0]",
 }
 
 
 @lru_cache(maxsize=1024)
-def tile_of(out: Pair, taps: int, blocks: int, pairs: bool = False) -> tuple[Pair, int]:
-    """Rows and columns of a register tile, and how many blocks of channels it has.
+def tile_of(out: Pair, taps: int, outputs: int, pairs: bool = False) -> tuple[Pair, int]:
+    """Rows and columns of a register tile, and how many output channels it has, of ``outputs``.
 
-    Per channel and tap a tile of p pixels costs p * v cycles and a little more, but no less than
-    nine (a multiply-add's latency); with v blocks every element of x is read for v products. Only
-    where there is one tap do more than 16 accumulators stay in registers. A ``dot2`` (``pairs``) of
-    a broadcast in memory is slower than one of a register.
+    Per channel and tap a tile of p pixels and v vectors costs p * v cycles and a little more, but
+    no less than nine (a multiply-add's latency); with several vectors every element of x is read
+    for as many products. Only where there is one tap do more than 16 accumulators stay in
+    registers. A ``dot2`` (``pairs``) of a broadcast in memory is slower than one of a register. A
+    few channels whose last block is at most half full end in half a vector.
     """
-    best, best_cost = ((1, 1), 1), float("inf")
+    best, best_cost = ((1, 1), BLOCK), float("inf")
     most = 28 if taps == 1 else 16
-    for v in (1, 2, 4):
-        if blocks % v:
-            continue
+    blocks = divide(outputs, BLOCK)
+    widths = [v * BLOCK for v in (1, 2, 4) if blocks % v == 0]
+    if blocks <= 3 and 0 < outputs % BLOCK <= BLOCK // 2:
+        widths = [blocks * BLOCK - BLOCK // 2]
+    for lanes in widths:
+        v, work = divide(lanes, BLOCK), lanes / BLOCK
         for columns in range(1, min(out[1], most) + 1):
             for rows in range(1, min(out[0], most // columns) + 1):
-                used = rows * columns * v
-                if used > most:
+                pixels = rows * columns
+                if pixels * v > most:
                     continue
-                cycles = max(used + 1.0 + 0.8 * (taps > 1 and v == 1), 9)
+                cycles = max(pixels * work + 1.0 + 0.8 * (taps > 1 and v == 1), 9 * min(work, 1))
                 cycles *= 1.35 if pairs and v == 1 else 1.0
                 cycles *= 1.2 if not pairs and taps == 1 and v > 1 else 1.0
                 tiles = divide(out[0], rows) * divide(out[1], columns)
-                cost = tiles * cycles / v * (1 + 0.002 * rows) * (1.04 if v == 4 else 1)
+                cost = tiles * cycles / work * (1 + 0.002 * rows) * (1.04 if v == 4 else 1)
                 if cost < best_cost:
-                    best, best_cost = ((rows, columns), v), cost
+                    best, best_cost = ((rows, columns), lanes), cost
     return best
-
-
-def panel_blocks(out: Pair | tuple[int, ...], taps: int, blocks: int, pairs: bool) -> int:
-    """Blocks of output channels whose weights lie side by side."""
-    return tile_of((out[0], out[1]), taps, blocks, pairs)[1]
 
 
 def copy_fits(
     out: Pair, kernel: Pair, strides: Pair, dilation: Pair, channels: int, pairs: bool
 ) -> bool:
     """Whether what one tile reads of a padded image fits a program's scratch memory."""
-    tile, _ = tile_of(out, prod(kernel), 1, pairs)
+    tile, _ = tile_of(out, prod(kernel), BLOCK, pairs)
     rows, columns = (
         (n - 1) * s + (k - 1) * d + 1 for n, k, s, d in zip(tile, kernel, strides, dilation)
     )
@@ -126,8 +125,8 @@ def conv_calls(
             (x.strides[0], x.strides[1] * per, *x.strides[1:]),
         )
     out = y.shape[2], y.shape[3]
-    tile, v = tile_of(out, kh * kw, y.shape[1] // groups, w.dtype is u32)
-    assert v * BLOCK == lanes
+    tile, wanted = tile_of(out, kh * kw, attrs["outputs"] // groups, w.dtype is u32)
+    assert wanted == lanes
     reach = (kh - 1) * dilation[0] + 1, (kw - 1) * dilation[1] + 1
     copies = any(map(any, attrs["padding"])) or x.dtype is not f32 or w.dtype is u32
     shape = tuple(w.shape)
@@ -210,7 +209,7 @@ def _pieces(
                 continue
             places = divide(out[0], rows) * divide(out[1], columns) * batch * groups
             tiles = divide(rows, tile[0]) * divide(columns, tile[1])
-            sums = tiles * tile[0] * tile[1] * (lanes // BLOCK) * taps
+            sums = tiles * tile[0] * tile[1] * lanes // BLOCK * taps
             for splits in (d for d in range(1, panels + 1) if panels % d == 0):
                 per = panels // splits
                 rate = 1 / 16 if weights * per > _SLAB_BYTES else 1 / 64
