@@ -308,14 +308,14 @@ def bench(
     works: dict[str, Callable[[], Any]] = {"tilewright": lambda: session.run(feeds)}
     gap = None
     if against:
-        peer = _onnxruntime(model, session._plan.pool.threads)
+        peer = _onnxruntime(model, session.pool.threads)
         theirs = peer.run(None, feeds)
         works["onnxruntime"] = lambda: peer.run(None, feeds)
         gap = max((_gap(a, b) for a, b in zip(ours.values(), theirs)), default=0.0)
     rounds = _rounds(works, repetitions)
     report = {
         "model": str(model),
-        "threads": session._plan.pool.threads,
+        "threads": session.pool.threads,
         "dims": dims,
         "load_s": loaded,
         "first_run_s": first,
