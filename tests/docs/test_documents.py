@@ -18,10 +18,11 @@ DOCUMENTS = {
     "docs/architecture.md": 1,
     "docs/heart.md": 7,
     "docs/kernels.md": 12,
+    "docs/onnx.md": 7,
     "docs/tensors.md": 10,
     "docs/training.md": 22,
 }
-COMMANDS = {"docs/training.md"}
+COMMANDS = {"docs/onnx.md", "docs/training.md"}
 
 
 def prose(path: Path) -> str:
