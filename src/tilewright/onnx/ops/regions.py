@@ -10,6 +10,7 @@ from tilewright.errors import FormatError, ShapeError, UnsupportedError
 from tilewright.onnx.ops.convolution import Ints, each, pad_pairs
 from tilewright.onnx.registry import op
 from tilewright.ops import roi, sampling
+from tilewright.ops.boxes import non_max_suppression as suppression
 from tilewright.tensor.core import Tensor, apply
 
 
@@ -159,36 +160,6 @@ def deform_conv(
 # --- boxes ---------------------------------------------------------------------------------------
 
 
-def _corners(boxes: np.ndarray, center_point: bool) -> np.ndarray:
-    """Boxes (..., 4) as y1, x1, y2, x2, the smaller ones first."""
-    if center_point:
-        x, y, w, h = (boxes[..., i] for i in range(4))
-        half = boxes.dtype.type(2)
-        return np.stack([y - h / half, x - w / half, y + h / half, x + w / half], -1)
-    first, second = boxes[..., :2], boxes[..., 2:]
-    return np.concatenate([np.minimum(first, second), np.maximum(first, second)], -1)
-
-
-def _chosen(boxes: np.ndarray, order: np.ndarray, most: int, iou: float) -> list[int]:
-    """Of boxes in descending order those that overlap no better one by more than ``iou``."""
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    kept: list[int] = []
-    while order.size and len(kept) < most:
-        best, order = order[0], order[1:]
-        kept.append(int(best))
-        rest = boxes[order]
-        low = np.maximum(boxes[best, :2], rest[:, :2])
-        high = np.minimum(boxes[best, 2:], rest[:, 2:])
-        sides = high - low
-        common = sides[:, 0] * sides[:, 1]
-        whole = area[best] + area[order] - common
-        real = (sides > 0).all(1) & (common > 0) & (area[best] > 0) & (area[order] > 0)
-        with np.errstate(all="ignore"):
-            covered = real & (whole > 0) & (common / whole > iou)
-        order = order[~covered]
-    return kept
-
-
 @op("NonMaxSuppression", since=10, boundary=True)
 def non_max_suppression(
     boxes: np.ndarray,
@@ -207,20 +178,11 @@ def non_max_suppression(
     if boxes.ndim != 3 or scores.ndim != 3 or boxes.shape[1] != scores.shape[2]:
         raise ShapeError(f"boxes (N, B, 4), scores (N, classes, B): {boxes.shape}, {scores.shape}")
     limit = 0 if most is None else int(most.reshape(-1)[0])
-    iou = boxes.dtype.type(0 if iou_threshold is None else iou_threshold.reshape(-1)[0])
+    iou = 0.0 if iou_threshold is None else float(iou_threshold.reshape(-1)[0])
     if not 0 <= iou <= 1:
         raise ShapeError(f"iou_threshold is from 0 to 1, got {iou}")
-    least = -np.inf if score_threshold is None else score_threshold.reshape(-1)[0]
-    corners = _corners(boxes, bool(center_point_box))
-    found = []
-    for n, c in np.ndindex(scores.shape[:2]):
-        if limit <= 0:
-            break
-        each = scores[n, c]
-        able = np.arange(len(each)) if score_threshold is None else np.flatnonzero(each > least)
-        order = able[np.argsort(-each[able], kind="stable")]
-        found += [(n, c, i) for i in _chosen(corners[n], order, limit, float(iou))]
-    return np.array(found, np.int64).reshape(-1, 3)
+    least = None if score_threshold is None else float(score_threshold.reshape(-1)[0])
+    return suppression(boxes, scores, limit, iou, least, bool(center_point_box))
 
 
 @op("ImageDecoder", since=20, boundary=True)
