@@ -114,6 +114,7 @@ class StaticProgram:
     Attributes:
         in_place: by number of the root, the leaf that it overwrites.
         scalar_positions: where its numbers stand in the order that it was built from.
+        outputs, output_bytes, arena_bytes: of :class:`Sized`, at the sizes that were traced.
         scope: the symbols of its sizes, None if it has none.
         parts: of its segments what depends on sizes.
     """
@@ -248,6 +249,9 @@ class StaticProgram:
             first = scope.hints()
         self._current = self.at_values(first)
         self._shown: Sized = self._current
+        self.outputs = self._shown.outputs
+        self.output_bytes = self._shown.output_bytes
+        self.arena_bytes = self._shown.arena_bytes
         self._write(self._current)
 
     # --- sizes -----------------------------------------------------------------------------------
@@ -329,21 +333,6 @@ class StaticProgram:
     def segments(self) -> list[LaunchTable | HostCall]:
         """Launch tables, and calls of the host between them."""
         return [part.launches if isinstance(part, _Table) else part for part in self.parts]
-
-    @property
-    def outputs(self) -> list[Output]:
-        """Where each root lies, at the sizes that were traced."""
-        return self._shown.outputs
-
-    @property
-    def output_bytes(self) -> list[int]:
-        """Size of each output storage, at the sizes that were traced."""
-        return self._shown.output_bytes
-
-    @property
-    def arena_bytes(self) -> int:
-        """Temporary memory, at the sizes that were traced."""
-        return self._shown.arena_bytes
 
     def launch_names(self) -> list[str]:
         """The kernels that are launched, in order."""

@@ -96,9 +96,7 @@ def elementwise(
         for x in inputs:
             if x.dtype.kind not in kinds or x.dtype is not dtype or x.dtype.bits < least_bits:
                 raise _wrong_dtype(name, x.dtype, dtype, kinds, least_bits)
-            if x.shape and not (
-                x.shape is shape or same(x.shape, shape)
-            ):  # numbers are the usual other shape
+            if x.shape and not same(x.shape, shape):  # numbers are the usual other shape
                 shape = broadcast_shapes(shape, x.shape) if shape else x.shape
         return shape, result or dtype
 
