@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,8 +19,32 @@ from tilewright.runtime.buffers import from_array
 LARGEST = 60_000
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What shapes are drawn from.
+
+    Attributes:
+        sizes, ranks: of the first arrays.
+        start, largest: elements that these, and results, have at most.
+        axes: that a result has at most.
+    """
+
+    sizes: tuple[int, ...] = (1, 2, 3, 5, 8, 17, 40, 70, 130)
+    ranks: tuple[int, ...] = (1, 2, 2, 3, 3, 4)
+    start: int = 20_000
+    largest: int = LARGEST
+    axes: int = 5
+
+
+USUAL = Sizes()
+EMPTY = Sizes(sizes=(0, 1, 3, 17), ranks=(1, 2, 3))
+MANY_AXES = Sizes(sizes=(1, 2, 2, 3, 4), ranks=(6, 6, 7), axes=8)
+HUGE = Sizes((1, 3, 1000, 40_000, 600_000), (1, 2, 2), start=700_000, largest=3_000_000)
+
+
 class _Maker:
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, sizes: Sizes) -> None:
+        self.sizes = sizes
         self.random = random.Random(seed)
         self.rng = np.random.default_rng(seed)
         self.pool: list[Node] = []
@@ -52,6 +77,8 @@ class _Maker:
     def slice(self, x: Node) -> Node:
         axis = self.axis(x)
         n = x.shape[axis]
+        if not n:
+            raise ShapeError("nothing to take")
         starts, sizes, steps = [0] * len(x.shape), list(x.shape), [1] * len(x.shape)
         if self.random.random() < 0.4:
             starts[axis], steps[axis] = n - 1, -1
@@ -114,10 +141,8 @@ class _Maker:
 
     def roots(self) -> list[Node]:
         r = self.random
-        base = tuple(
-            r.choice([1, 2, 3, 5, 8, 17, 40, 70, 130]) for _ in range(r.choice([1, 2, 2, 3, 3, 4]))
-        )
-        while math.prod(base) > 20_000:
+        base = tuple(r.choice(self.sizes.sizes) for _ in range(r.choice(self.sizes.ranks)))
+        while math.prod(base) > self.sizes.start:
             base = base[1:]
         for _ in range(3):
             shape = tuple(n if r.random() < 0.75 else 1 for n in base)
@@ -131,13 +156,14 @@ class _Maker:
                 node = r.choice(makers)(x)
             except ShapeError:
                 continue
-            if math.prod(node.shape) <= LARGEST and len(node.shape) <= 5:
+            fits = math.prod(node.shape) <= self.sizes.largest
+            if fits and len(node.shape) <= self.sizes.axes:
                 self.pool.append(node)
         made = self.pool[given:]
         more = r.sample(made, min(len(made), r.randint(0, 2)))
         return list(dict.fromkeys([*made[-1:], *more]))
 
 
-def random_roots(seed: int) -> list[Node]:
+def random_roots(seed: int, sizes: Sizes = USUAL) -> list[Node]:
     """One to three nodes to compute; the same ones for the same seed."""
-    return _Maker(seed).roots()
+    return _Maker(seed, sizes).roots()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.compiler.random_graphs import random_roots
+from tests.compiler.random_graphs import EMPTY, HUGE, MANY_AXES, Sizes, random_roots
 
 from tilewright.compiler.fusion import partition, pending
 from tilewright.compiler.numbers import scalar_bits
@@ -53,6 +53,25 @@ def test_random_graphs_against_references(block: int) -> None:
         for root, buffer in zip(roots, realize(roots)):
             np.testing.assert_allclose(
                 buffer.numpy(), expected[root], rtol=2e-3, atol=2e-3, err_msg=f"seed {seed}"
+            )
+
+
+@pytest.mark.parametrize(("sizes", "seeds"), [(EMPTY, 16), (MANY_AXES, 16), (HUGE, 4)])
+def test_graphs_of_unusual_shapes(sizes: Sizes, seeds: int) -> None:
+    """Axes without elements, many axes, and arrays that no cache holds."""
+    for seed in range(seeds):
+        roots = random_roots(seed, sizes)
+        if not roots:
+            continue
+        expected = table.evaluate_nodes(pending(roots), {})
+        one, several = run(roots, 1), run(roots, 3)
+        realize(roots)
+        for root, a, b in zip(roots, one, several):
+            np.testing.assert_array_equal(a, b, err_msg=f"seed {seed}")
+            np.testing.assert_array_equal(a, root.value.numpy(), err_msg=f"seed {seed}")
+            size = max(1.0, float(np.abs(expected[root]).max(initial=0)))
+            np.testing.assert_allclose(
+                a, expected[root], rtol=2e-3, atol=2e-5 * size, err_msg=f"seed {seed}"
             )
 
 
