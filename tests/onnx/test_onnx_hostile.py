@@ -312,12 +312,21 @@ def test_types_inside_types_are_refused_or_read():
     assert session.inputs[0].kind == "sequence"
 
 
-def test_a_loop_that_never_ends_can_be_interrupted_by_its_trip_count():
+def test_loops_without_end_are_refused():
     step = body(
         [Node("Add", ["v", "v"], ["v2"]), Node("Identity", ["c"], ["c2"])],
         [value("i", [], 7), value("c", [], 9), value("v", None)],
         ["c2", "v2"],
     )
+    true = {"t": np.array(True)}
+    for trips in (2**62, 2**31):
+        n = {"n": np.array(trips)}
+        made = model([Node("Loop", ["n", "", "x"], ["y"], body=step)], {"x": ([2, 3],)}, ["y"], n)
+        with pytest.raises(UnsupportedError, match=f"runs {trips} times"):
+            run(made, x=X)
+    made = model([Node("Loop", ["", "t", "x"], ["y"], body=step)], {"x": ([2, 3],)}, ["y"], true)
+    with pytest.raises(UnsupportedError, match="without end"):
+        run(made, x=X)
     made = model([Node("Loop", ["n", "", "x"], ["y"], body=step)], {"x": ([2, 3],)}, ["y"],
                  {"n": np.array(-(2**62))})  # fmt: skip
     np.testing.assert_array_equal(run(made, x=X)["y"], X)

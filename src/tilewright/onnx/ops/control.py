@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tilewright.errors import FormatError, ShapeError
+from tilewright.errors import FormatError, ShapeError, UnsupportedError
 from tilewright.formats.onnx import Graph, ValueInfo
 from tilewright.onnx.ops.gathers import rows_at
 from tilewright.onnx.registry import Call, op
@@ -19,6 +19,7 @@ from tilewright.tensor.core import Tensor
 from tilewright.tensor.manipulation import moveaxis, pad, stack
 
 _NODES: Final = 64  # of a body, in one segment of a long loop
+_TRIPS: Final = 1 << 20  # of a loop with nothing to end it; each is traced
 
 
 @op("If", host=(0,))
@@ -52,6 +53,19 @@ def _stacked(ctx: Call, values: Sequence[Any], info: ValueInfo, axis: int = 0) -
     return stack([v if isinstance(v, Tensor) else ctx.trace.tensor(v) for v in values], axis=axis)
 
 
+def _never_ends(body: Graph) -> bool:
+    """Whether the condition that a body gives is the one that it takes, or always true."""
+    if not body.outputs or len(body.inputs) < 2:
+        return False
+    makers = {name: node for node in body.nodes for name in node.outputs}
+    name = body.outputs[0].name
+    while name in makers and makers[name].op == "Identity" and not makers[name].domain:
+        name = makers[name].inputs[0]
+    if name in body.constants:
+        return bool(np.all(body.constants[name]))
+    return name == body.inputs[1].name
+
+
 def _chunk(body: Graph, trips: int) -> int:
     """After how many iterations a long loop is cut; 0 for one that is short enough."""
     nodes = max(len(body.nodes), 1)
@@ -74,6 +88,9 @@ def loop(
     collected: list[list[Any]] = [[] for _ in body.outputs[n + 1 :]]
     if len(body.outputs) < n + 1:
         raise FormatError(f"body {body.name!r} gives {len(body.outputs)} values, {n + 1} are due")
+    if running and (most is None or most > _TRIPS) and _never_ends(body):
+        count = "without end" if most is None else f"{most} times"
+        raise UnsupportedError(f"a loop that runs {count} is not run: at most {_TRIPS} times are")
     chunk = _chunk(body, 1 << 62 if most is None else most)
     i = 0
     while running and (most is None or i < most):
