@@ -59,6 +59,9 @@ def test_bits_of_bmm(a_dtype: DType, b_dtype: DType, attrs: dict[str, Any], m: i
     wanted = bmm(a, b, **attrs)
     assert (node.shape, node.dtype) == (wanted.shape, wanted.dtype)
     assert np.array_equal(bits(node), bits(wanted))
+    if b_dtype is f16:
+        wide = bmm_packed(a, pack_matrix(b.value, wide=True), n, of=b_dtype, **attrs)
+        assert np.array_equal(bits(node), bits(wide))
     value = table.evaluate_nodes([a, packed, node], {})[node]
     got = to_float32(bits(node)) if node.dtype is bf16 else bits(node)
     np.testing.assert_allclose(got, value, rtol=2e-2, atol=1e-3 if node.dtype is f32 else 0.3)

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tilewright.dtypes import DType
 from tilewright.formats.onnx import Model, NodeDef
 from tilewright.graph import Node
 from tilewright.onnx.quick import Run, quick_run
@@ -57,6 +58,7 @@ class Plan:
         grown: (input, output) by position: an output that is the input with more behind it and
             stays in the input's memory (see :mod:`tilewright.onnx.stateful`).
         like: a plan of the same model, whose constants are used.
+        compute: bf16: what operands of products are rounded to.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Plan:
         pool: Any,
         grown: Sequence[tuple[int, int]] = (),
         like: Plan | None = None,
+        compute: DType | None = None,
     ) -> None:
         self.grown = tuple(grown)
         self.model = model
@@ -72,7 +75,7 @@ class Plan:
         self.arena = Arena()
         self._roots: OrderedDict[Any, Step] = OrderedDict()
         self._families: dict[Any, _Family] = {}
-        self.shared: Shared = Shared() if like is None else like.shared
+        self.shared: Shared = Shared(compute) if like is None else like.shared
         self._constants: dict[int, tuple[np.ndarray, Tensor]] = (
             {} if like is None else like._constants
         )

@@ -12,14 +12,15 @@ from tilewright.compiler.passes.inference import for_inference
 from tilewright.compiler.realize import located, structure
 from tilewright.compiler.realize import realize as realize_nodes
 from tilewright.compiler.static import Output, Sized, StaticProgram, build
+from tilewright.dtypes import DType
 from tilewright.errors import UnsupportedError
 from tilewright.graph import Node
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.memory import Memory, require, take
 from tilewright.runtime.program import TimedPool
-from tilewright.sizes import Real, Scope, Size, hints, is_fixed
+from tilewright.sizes import Scope, hints
 
-__all__ = ["Arena", "Segment", "fold_constants", "require_memory"]
+__all__ = ["Arena", "Segment", "require_memory"]
 
 
 class Arena:
@@ -42,9 +43,13 @@ class Shared:
         programs: by structure.
         folded: constants that have been computed, by structure and by what they are made of (kept
             alive here, so that what identifies them stays theirs).
+        packed: weights that were packed for products.
+        compute: bf16: what operands of products are rounded to.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, compute: DType | None = None) -> None:
+        self.compute = compute
+        self.packed: dict[Any, tuple[Any, Node]] = {}
         self.programs: dict[Any, StaticProgram] = {}
         self.folded: dict[Any, tuple[Buffer, list[Buffer]]] = {}
 
@@ -66,31 +71,6 @@ class Shared:
             self.folded[key] = node.value, leaves
 
 
-def fold_constants(roots: Sequence[Node], dynamic: Mapping[Node, int], shared: Shared) -> None:
-    """Compute once what depends on no input, and is read by something that does.
-
-    Broadcasts are left alone: they would make memory of what a kernel reads as one element.
-    """
-    order = pending(roots)
-    constant: dict[Node, bool] = {}
-    for node in order:
-        constant[node] = (
-            node not in dynamic
-            if node.value is not None
-            else not varies(node) and all(constant[i] for i in node.inputs)
-        )
-    wanted: list[Node] = []
-    for node in order:
-        if node.value is not None or constant[node]:
-            continue
-        for source in node.inputs:
-            while source.op == "broadcast" and source.value is None:
-                source = source.inputs[0]
-            if constant[source] and source.value is None and source.inputs:
-                wanted.append(source)
-    shared.fold(list(dict.fromkeys(wanted)))
-
-
 def require_memory(order: Sequence[Node]) -> None:
     """Raise :class:`OutOfMemoryError` if a value of the graph is larger than the memory there is.
 
@@ -104,19 +84,6 @@ def require_memory(order: Sequence[Node]) -> None:
 
 def _nbytes(node: Node) -> int:
     return 0 if node.value is not None else math.prod(hints(node.shape)) * node.dtype.bits // 8
-
-
-def varies(node: Node) -> bool:
-    """Whether a size that is a symbol says what the node is."""
-    if not is_fixed(node.shape):
-        return True
-    return any(_is_symbolic(v) for v in node.attrs.values())
-
-
-def _is_symbolic(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return any(_is_symbolic(v) for v in value)
-    return isinstance(value, (Size, Real))
 
 
 class FullError(Exception):
@@ -180,8 +147,9 @@ class Segment:
         grown: Mapping[int, Node] | None = None,
     ) -> None:
         require_memory(pending(roots))
-        roots = for_inference(roots, dynamic.__contains__)
-        fold_constants(roots, dynamic, shared)
+        roots = for_inference(
+            roots, dynamic.__contains__, shared.compute, shared.packed, shared.fold
+        )
         self.arena = arena
         unique = list(dict.fromkeys(roots))
         order = pending(unique)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tilewright.dtypes import DType, bf16
 from tilewright.errors import DTypeError, ShapeError, UnsupportedError
 from tilewright.formats.onnx import Model, ValueInfo, model_from_bytes, model_of, open_model
 from tilewright.onnx.check import require_supported
@@ -22,6 +23,7 @@ from tilewright.runtime.launch import pool_of
 
 __all__ = ["Session", "ValueSpec", "load"]
 
+_PRECISIONS: Final[dict[str | None, DType | None]] = {None: None, "f32": None, "bf16": bf16}
 _NUMPY: Final = {
     "float": "float32", "double": "float64", "string": "object",
     "float8e4m3fn": "float8_e4m3fn", "float8e4m3fnuz": "float8_e4m3fnuz",
@@ -68,6 +70,7 @@ def load(
     model: str | os.PathLike[str] | bytes | Any,
     device: str | None = None,
     threads: int | None = None,
+    precision: str | None = None,
 ) -> Session:
     """A model, ready to run.
 
@@ -75,6 +78,9 @@ def load(
         model: path of an ``.onnx`` file, its bytes, or an ``onnx.ModelProto``.
         device: ``"cpu"`` or None, which means it.
         threads: how many to use; default one per core (``TILEWRIGHT_THREADS``).
+        precision: ``"f32"`` (None) computes as the model says; ``"bf16"`` rounds the operands of
+            f32 products, attention and convolutions to bf16, with f32 sums: about twice as fast
+            where the CPU has the instructions.
 
     Raises:
         FormatError: the file is damaged or contradicts itself.
@@ -88,7 +94,7 @@ def load(
         read = model_from_bytes(bytes(model))
     else:
         read = model_of(model)
-    return Session(read, threads)
+    return Session(read, threads, precision)
 
 
 class Session:
@@ -100,14 +106,19 @@ class Session:
         plan, pool, lock: what has been compiled, the threads, and who may use them.
     """
 
-    def __init__(self, model: Model, threads: int | None = None) -> None:
+    def __init__(
+        self, model: Model, threads: int | None = None, precision: str | None = None
+    ) -> None:
+        if precision not in _PRECISIONS:
+            wanted = ", ".join(repr(p) for p in _PRECISIONS if p)
+            raise UnsupportedError(f"precision is one of {wanted}, got {precision!r}")
         require_supported(model)
         self.model = model
         self.inputs: tuple[ValueSpec, ...] = tuple(_spec(v) for v in model.graph.inputs)
         self.outputs: tuple[ValueSpec, ...] = tuple(_spec(v) for v in model.graph.outputs)
         self._optional = {v.name: _spec(v, True) for v in model.graph.defaults}
         self.pool = pool_of(threads)
-        self.plan = Plan(model, self.pool)
+        self.plan = Plan(model, self.pool, compute=_PRECISIONS[precision])
         self._quick: Run | None = None
         self.lock = threading.Lock()
 

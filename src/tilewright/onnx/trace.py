@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tilewright.compiler.fusion import pending
+from tilewright.compiler.passes.constants import varies
 from tilewright.dtypes import bf16, from_float32
 from tilewright.errors import FormatError, TilewrightError, UnsupportedError
 from tilewright.formats.onnx import Graph, NodeDef
@@ -29,7 +30,7 @@ from tilewright.formats.onnx.model import Ref
 from tilewright.graph import Node, upper_bound
 from tilewright.onnx.guards import check_call, check_inputs, computed
 from tilewright.onnx.registry import Call, Operator, find
-from tilewright.onnx.segment import require_memory, varies
+from tilewright.onnx.segment import require_memory
 from tilewright.onnx.steps import (
     Done,
     Grown,

@@ -69,7 +69,8 @@ def _padded(head_dim: int, pairs: bool) -> int:
 def _words(x: Buffer) -> Buffer:
     """An array of bf16 as one of pairs where its memory allows; else as it is."""
     pairs, rest = divmod(x.shape[-1], 2)
-    if not _in_pairs(x.dtype) or rest or x.strides[-1] != 1 or any(s % 2 for s in x.strides[:-1]):
+    odd = any(s % 2 for s, n in zip(x.strides[:-1], x.shape) if n != 1)
+    if not _in_pairs(x.dtype) or rest or x.strides[-1] != 1 or odd:
         return x
     return x.view((*x.shape[:-1], pairs), (*(s // 2 for s in x.strides[:-1]), 1), dtype=u32)
 

@@ -516,7 +516,7 @@ def as_words(plan: Plan, x: Buffer) -> Buffer:
         x.shape[-1] % 2 == 0
         and x.strides[-1] == 1
         and x.pointer % (2 * x.dtype.nbytes) == 0
-        and all(s % 2 == 0 for s in x.strides[:-1])
+        and all(s % 2 == 0 for s, n in zip(x.strides[:-1], x.shape) if n != 1)
     )
     if plan.word is not u32 or not even:
         return x

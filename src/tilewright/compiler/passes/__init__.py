@@ -1,1 +1,1 @@
-"""Passes over tensor graphs."""
+"""Passes over tensor graphs; :mod:`.inference` is the table of contents."""
