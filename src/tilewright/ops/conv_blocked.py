@@ -41,6 +41,7 @@ Attrs = Mapping[str, Any]
 Pairs = tuple[tuple[int, int], ...]
 
 _NONE: Pairs = ((0, 0), (0, 0))
+_NARROW = 14  # pixels of a row that fill a register tile
 
 
 def suits(x: Node, w: Node, groups: int) -> bool:
@@ -86,6 +87,10 @@ def conv_blocked(
         # taps so far apart that programs would copy much more than they make
         wide = ((0, 0), (0, 0), *padding, *(((0, 0),) if blocked else ()))
         return conv_blocked(pad(x, wide), w, strides, _NONE, dilation, groups)
+    if (kh, kw, padding) == (1, 1, _NONE) and max(strides) > 1 and blocked and out[1] < _NARROW:
+        n, blocks = sizes_of(x)[:2]  # rows of few pixels: they are joined
+        few = slice_(x, (0,) * 5, (n, blocks, *out, BLOCK), (1, 1, *strides, 1))
+        return conv_blocked(copy(few), w, (1, 1), _NONE, dilation, groups, compute)
     flat = (kh, kw, *strides) == (1, 1, 1, 1) and not any(map(any, padding))
     pairs = compute is bf16
     lanes = tile_of((1, prod(out)) if flat else (out[0], out[1]), kh * kw, o // groups, pairs)[1]

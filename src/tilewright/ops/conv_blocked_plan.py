@@ -194,7 +194,7 @@ def _pieces(
     flat = out[0] == 1
     most = divide(out[1], tile[1])
     smallest = prod(_slab(tile, reach, strides, inner == 1)) * blocks * inner * 4
-    limit = max(_SLAB_BYTES, smallest if copies else 0)
+    limit = max(2 * _SLAB_BYTES if copies and not flat else _SLAB_BYTES, smallest * copies)
     for across in (
         range(1, most + 1) if flat else sorted({divide(most, d) for d in (1, 2, 4, most)})
     ):
@@ -213,7 +213,8 @@ def _pieces(
             for splits in (d for d in range(1, panels + 1) if panels % d == 0):
                 per = panels // splits
                 rate = 1 / 16 if weights * per > _SLAB_BYTES else 1 / 64
-                one = per * (sums + tiles * 40 + weights * rate) + slab / 2 + held / 64 + 200
+                one = per * (sums + tiles * 40 + weights * rate) + slab / 2 + 200
+                one += held / (64 if held <= _SLAB_BYTES else 8)
                 programs = places * splits
                 rounds = 1 if one * programs < _WORK else divide(programs, 8) * 8 / programs
                 cost = one * programs * (0.7 + 0.3 * rounds)
