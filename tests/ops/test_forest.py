@@ -103,6 +103,15 @@ def test_the_same_bits_for_any_number_of_rows_and_threads() -> None:
         np.testing.assert_array_equal(part, whole[at])
 
 
+def test_many_rows_walk_in_longer_spans() -> None:
+    rng = np.random.default_rng(6)
+    made = with_pairs(rng, grown(rng, 5, 3, 4), 2)
+    check(forest(leaf(rows(rng, 5000, 4), f32), nodes(made, f32), 2, depth=max(made["depths"])))
+    made |= {"weight": rng.standard_normal(len(made["feature"]))}
+    x, deep = leaf(rows(rng, 5000, 4), f32), max(made["depths"])
+    check(forest(x, nodes(made, f32), 1, single=True, depth=deep))
+
+
 def test_without_missing_values() -> None:
     rng = np.random.default_rng(4)
     made = with_pairs(rng, grown(rng, 5, 3, 4), 2) | {"missing": [0] * 200}

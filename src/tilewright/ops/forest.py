@@ -37,6 +37,7 @@ TABLES: Final = (
 
 START: Final = {"add": 0.0, "max": float("-inf"), "min": float("inf")}
 _LANES: Final = 32
+_SPAN: Final = 256  # rows that share a tree in the cache, where there are many
 _FEW: Final = 8  # rows: up to here a lane per tree
 
 
@@ -67,32 +68,43 @@ def forest_rows(
     JOIN: Const,
     FIRST: Const,
     SINGLE: Const,
+    SPAN: Const,
     BLOCK: Const,
 ):
-    """out (N, C), a row per lane: grid (N / BLOCK,). SINGLE: leaf i has the one weight i."""
-    start = program_id(0) * BLOCK
-    rows = start + arange(BLOCK)
+    """out (N, C), a row per lane: grid (N / SPAN,). SINGLE: leaf i has the one weight i.
+
+    A tree stays in the cache while all SPAN rows walk down.
+    """
+    start = program_id(0) * SPAN
     places = scratch((BLOCK,), i32)
-    count = minimum(BLOCK, out.shape[0] - start)
-    if not SINGLE:
-        for r in range(count):
-            for c in range(out.shape[1]):
-                out[start + r, c] = FIRST
-    total = full((BLOCK,), FIRST, out.dtype)
-    for t in range(roots.shape[0]):
-        at = full((BLOCK,), 0, i32) + roots[t]
-        for _ in range(depths[t]):
-            at = one_down(x, rows, feature, threshold, yes, no, missing, at, MISSING)
-        if SINGLE:
-            total = joined(total, weight[at], JOIN)
-        else:
-            places[0:BLOCK] = at
-            for r in range(count):
-                for p in range(starts[places[r]], starts[places[r] + 1]):
-                    c = target[p]
-                    out[start + r, c] = joined(out[start + r, c], weight[p], JOIN)
+    totals = scratch((SPAN,), out.dtype)
+    stop = minimum(start + SPAN, out.shape[0])
     if SINGLE:
-        out[rows, 0] = total
+        for j in range(0, SPAN, BLOCK):
+            totals[j : j + BLOCK] = full((BLOCK,), FIRST, out.dtype)
+    else:
+        for r in range(start, stop):
+            for c in range(out.shape[1]):
+                out[r, c] = FIRST
+    for t in range(roots.shape[0]):
+        for first in range(start, stop, BLOCK):
+            rows = first + arange(BLOCK)
+            at = full((BLOCK,), 0, i32) + roots[t]
+            for _ in range(depths[t]):
+                at = one_down(x, rows, feature, threshold, yes, no, missing, at, MISSING)
+            if SINGLE:
+                j = first - start
+                totals[j : j + BLOCK] = joined(totals[j : j + BLOCK], weight[at], JOIN)
+            else:
+                places[0:BLOCK] = at
+                for r in range(minimum(BLOCK, stop - first)):
+                    for p in range(starts[places[r]], starts[places[r] + 1]):
+                        c = target[p]
+                        out[first + r, c] = joined(out[first + r, c], weight[p], JOIN)
+    if SINGLE:
+        for first in range(start, stop, BLOCK):
+            j = first - start
+            out[first + arange(BLOCK), 0] = totals[j : j + BLOCK]
 
 
 @kernel
@@ -186,7 +198,9 @@ def _calls(node: Node, inputs: Sequence[Any], out: Any) -> list[KernelCall]:
     }
     if n <= _FEW:
         return [KernelCall(forest_trees, (n,), (*inputs, out), {**consts, "DEPTH": attrs["depth"]})]
-    return [KernelCall(forest_rows, (divide(n, _LANES),), (*inputs, out), consts)]
+    span = _LANES if n < 16 * _SPAN else _SPAN
+    grid = (divide(n, span),)
+    return [KernelCall(forest_rows, grid, (*inputs, out), {**consts, "SPAN": span})]
 
 
 register(OpDef("forest", _infer, _reference, calls=_calls))
