@@ -79,7 +79,26 @@ def test_one_target(n: int, dtype: DType, trees: int, depth: int) -> None:
     x = leaf(rows(rng, n, 7), dtype)
     deep = max(made["depths"])
     for join in ("add", "max", "min"):
-        check(forest(x, nodes(made, dtype), 1, join, single=True, depth=deep))
+        check(forest(x, nodes(made, dtype), 1, join, votes="single", depth=deep))
+
+
+@pytest.mark.parametrize("n", [1, 40])
+@pytest.mark.parametrize("targets", [2, 13])
+def test_every_leaf_votes_for_all(n: int, targets: int) -> None:
+    rng = np.random.default_rng(n)
+    made = grown(rng, 10, 4, 5)
+    counts = np.zeros(len(made["feature"]), int)
+    counts[made["leaves"]] = targets
+    made |= {
+        "starts": np.concatenate([[0], np.cumsum(counts)]),
+        "target": np.tile(np.arange(targets), len(made["leaves"])),
+        "weight": rng.standard_normal(counts.sum()),
+    }
+    x, deep = leaf(rows(rng, n, 5), f32), max(made["depths"])
+    dense = forest(x, nodes(made, f32), targets, votes="dense", depth=deep)
+    check(dense)
+    pairs = forest(x, nodes(made, f32), targets, depth=deep)
+    np.testing.assert_array_equal(compiled(dense), compiled(pairs))
 
 
 @pytest.mark.parametrize("n", [1, 4, 40])
@@ -109,7 +128,7 @@ def test_many_rows_walk_in_longer_spans() -> None:
     check(forest(leaf(rows(rng, 5000, 4), f32), nodes(made, f32), 2, depth=max(made["depths"])))
     made |= {"weight": rng.standard_normal(len(made["feature"]))}
     x, deep = leaf(rows(rng, 5000, 4), f32), max(made["depths"])
-    check(forest(x, nodes(made, f32), 1, single=True, depth=deep))
+    check(forest(x, nodes(made, f32), 1, votes="single", depth=deep))
 
 
 def test_without_missing_values() -> None:

@@ -50,6 +50,19 @@ def one_down(x, rows, feature, threshold, yes, no, missing, at, MISSING):
     return where(left, yes[at], no[at])
 
 
+def vote(out, row, leaf, weight, target, starts, VOTES, JOIN):
+    """Inline: a leaf's weights added to a row of out."""
+    if VOTES == "dense":
+        start = starts[leaf]
+        for c in range(0, out.shape[1], 8):
+            kept = out[row, c : c + 8]
+            out[row, c : c + 8] = joined(kept, weight[start + c : start + c + 8], JOIN)
+    else:
+        for p in range(starts[leaf], starts[leaf + 1]):
+            c = target[p]
+            out[row, c] = joined(out[row, c], weight[p], JOIN)
+
+
 @kernel
 def forest_rows(
     x: Array,
@@ -67,11 +80,11 @@ def forest_rows(
     MISSING: Const,
     JOIN: Const,
     FIRST: Const,
-    SINGLE: Const,
+    VOTES: Const,
     SPAN: Const,
     BLOCK: Const,
 ):
-    """out (N, C), a row per lane: grid (N / SPAN,). SINGLE: leaf i has the one weight i.
+    """out (N, C), a row per lane: grid (N / SPAN,). VOTES as of :func:`forest`.
 
     A tree stays in the cache while all SPAN rows walk down.
     """
@@ -79,7 +92,7 @@ def forest_rows(
     places = scratch((BLOCK,), i32)
     totals = scratch((SPAN,), out.dtype)
     stop = minimum(start + SPAN, out.shape[0])
-    if SINGLE:
+    if VOTES == "single":
         for j in range(0, SPAN, BLOCK):
             totals[j : j + BLOCK] = full((BLOCK,), FIRST, out.dtype)
     else:
@@ -92,16 +105,14 @@ def forest_rows(
             at = full((BLOCK,), 0, i32) + roots[t]
             for _ in range(depths[t]):
                 at = one_down(x, rows, feature, threshold, yes, no, missing, at, MISSING)
-            if SINGLE:
+            if VOTES == "single":
                 j = first - start
                 totals[j : j + BLOCK] = joined(totals[j : j + BLOCK], weight[at], JOIN)
             else:
                 places[0:BLOCK] = at
                 for r in range(minimum(BLOCK, stop - first)):
-                    for p in range(starts[places[r]], starts[places[r] + 1]):
-                        c = target[p]
-                        out[first + r, c] = joined(out[first + r, c], weight[p], JOIN)
-    if SINGLE:
+                    vote(out, first + r, places[r], weight, target, starts, VOTES, JOIN)
+    if VOTES == "single":
         for first in range(start, stop, BLOCK):
             j = first - start
             out[first + arange(BLOCK), 0] = totals[j : j + BLOCK]
@@ -124,7 +135,7 @@ def forest_trees(
     MISSING: Const,
     JOIN: Const,
     FIRST: Const,
-    SINGLE: Const,
+    VOTES: Const,
     DEPTH: Const,
     BLOCK: Const,
 ):
@@ -141,12 +152,10 @@ def forest_trees(
         places[0:BLOCK] = at
         for i in range(minimum(BLOCK, many - t)):
             leaf = places[i]
-            if SINGLE:
+            if VOTES == "single":
                 out[row, 0] = joined(out[row, 0], weight[leaf], JOIN)
             else:
-                for p in range(starts[leaf], starts[leaf + 1]):
-                    c = target[p]
-                    out[row, c] = joined(out[row, c], weight[p], JOIN)
+                vote(out, row, leaf, weight, target, starts, VOTES, JOIN)
 
 
 def _infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:
@@ -175,7 +184,7 @@ def _reference(x: np.ndarray, *tables: np.ndarray, **attrs: Any) -> np.ndarray:
             left = (value <= t["threshold"][at]) | (np.isnan(value) & (t["missing"][at] != 0))
             at = np.where(left, t["yes"][at], t["no"][at])
         for row, leaf in zip(rows, at):
-            if attrs["single"]:
+            if attrs["votes"] == "single":
                 out[row, 0] = combine(out[row, 0], t["weight"][leaf])
                 continue
             for p in range(t["starts"][leaf], t["starts"][leaf + 1]):
@@ -193,7 +202,7 @@ def _calls(node: Node, inputs: Sequence[Any], out: Any) -> list[KernelCall]:
         "MISSING": attrs["missing"],
         "JOIN": attrs["join"],
         "FIRST": START[attrs["join"]],
-        "SINGLE": attrs["single"],
+        "VOTES": attrs["votes"],
         "BLOCK": _LANES,
     }
     if n <= _FEW:
@@ -211,7 +220,7 @@ def forest(
     tables: Mapping[str, Node],
     targets: int = 1,
     join: str = "add",
-    single: bool = False,
+    votes: str = "pairs",
     missing: bool = True,
     depth: int = 1,
 ) -> Node:
@@ -224,22 +233,23 @@ def forest(
         targets: how many outputs there are.
         join: how what a target gets is combined: ``"add"``, ``"max"`` or ``"min"``; a target that
             gets nothing is 0, -inf or inf.
-        single: there is one target, and leaf i gives it ``weight[i]`` (``target`` and ``starts``
-            are not read).
+        votes: ``"pairs"`` as above; ``"dense"``: every leaf gives a weight to each target, in
+            order (``target`` is not read); ``"single"``: there is one target, and leaf i gives it
+            ``weight[i]`` (``target`` and ``starts`` are not read).
         missing: whether ``missing`` has to be looked at.
         depth: the largest of ``depths``.
 
     No gradient.
     """
-    if single and targets != 1:
-        raise ShapeError(f"forest: single leaves have one target, not {targets}")
+    if votes not in ("pairs", "dense", "single") or (votes == "single" and targets != 1):
+        raise ShapeError(f"forest: votes {votes!r} for {targets} targets do not exist")
     return make(
         "forest",
         x,
         *(tables[name] for name in TABLES),
         targets=int(targets),
         join=join,
-        single=bool(single),
+        votes=votes,
         missing=bool(missing),
         depth=int(depth),
     )

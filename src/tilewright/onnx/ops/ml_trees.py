@@ -148,19 +148,19 @@ class _Forest:
     aggregate: str
     trees: int
     features: int
-    single: bool
+    votes: str
     missing: bool
     depth: int
 
-    def votes(self, x: Tensor) -> Tensor:
+    def run(self, x: Tensor) -> Tensor:
         """The aggregated votes: (N, targets), in the dtype of x (N, F)."""
         if x.shape[1] < self.features:
             raise ShapeError(f"nodes ask for {self.features} features, got {x.shape[1]}")
-        return apply(self._votes, x)
+        return apply(self._run, x)
 
-    def _votes(self, x: Node) -> Node:
+    def _run(self, x: Node) -> Node:
         join = {"MIN": "min", "MAX": "max"}.get(self.aggregate, "add")
-        found = forest(x, self.tables, self.targets, join, self.single, self.missing, self.depth)
+        found = forest(x, self.tables, self.targets, join, self.votes, self.missing, self.depth)
         if join != "add":  # a target that got no vote
             found = ew.where(ew.isinf(found), ew.literal(0, found), found)
         if self.aggregate == "AVERAGE":
@@ -188,8 +188,12 @@ def _planted(
     weight = votes.weight[order].astype(storage)
     starts = np.searchsorted(node, np.arange(count + 1))
     leaves = trees.yes == np.arange(count)
-    single = targets == 1 and bool(np.all(np.diff(starts)[leaves] == 1))
-    if single:
+    given = np.diff(starts)[leaves]
+    order_of = np.tile(np.arange(targets), len(given))
+    kind = "pairs"
+    if np.all(given == targets) and np.array_equal(target, order_of):
+        kind = "single" if targets == 1 else "dense"
+    if kind == "single":
         spread = np.zeros(count, storage)
         spread[node] = weight
         weight = spread
@@ -208,7 +212,7 @@ def _planted(
         aggregate,
         len(trees.roots),
         int(trees.feature.max(initial=-1)) + 1,
-        single,
+        kind,
         bool(trees.missing.any()),
         int(depths.max(initial=0)),
     )
@@ -282,7 +286,7 @@ def tree_ensemble(
         votes = _Votes(numbers, np.asarray(leaf_targetids, np.int64), leaf_weights)
         return _planted(trees, votes, targets, _AGGREGATES[aggregate_function], storage)
 
-    found = _once(ctx, rows, plant).votes(rows)
+    found = _once(ctx, rows, plant).run(rows)
     how = _TRANSFORMS[post_transform]
     return apply(lambda node: ew.cast(transformed(node, how), kind), found)
 
@@ -381,7 +385,7 @@ def tree_ensemble_regressor(
         trees, votes = _from_ids(given, storage, named)
         return _planted(trees, votes, n_targets, aggregate_function, storage)
 
-    found = _once(ctx, rows, plant).votes(rows)
+    found = _once(ctx, rows, plant).run(rows)
     base = _numbers(given, "base_values", rows.dtype.storage)
 
     def finish(node: Node) -> Node:
@@ -435,7 +439,7 @@ def tree_ensemble_classifier(
             votes.target = np.zeros_like(votes.target)
         return _planted(trees, votes, 1 if binary else len(labels), "SUM", storage)
 
-    scores = _once(ctx, rows, plant).votes(rows)
+    scores = _once(ctx, rows, plant).run(rows)
     base = _numbers(given, "base_values", rows.dtype.storage)
     if base.size:
         scores = apply(lambda node: ew.add(node, tensor_of(base).node), scores)
