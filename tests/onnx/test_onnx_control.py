@@ -72,6 +72,32 @@ def test_long_loops_are_programs_that_look_alike():
     assert len(session.plan.shared.programs) < 15
 
 
+def test_iterations_that_gather_by_their_number_look_alike():
+    step = [
+        node("Gather", "xs i", "x"),
+        node("Add", "s_in x", "s_out"),
+        node("Identity", "c", "go"),
+        node("Add", "s_out i_f", "scan"),
+    ]
+    step.insert(0, node("Cast", "i", "i_f", to=F))
+    loop = loop_of(step, [("s", F)], [value("scan")], inputs=["n", "", "s"], outputs=["y", "all"])
+    session = load(
+        [loop],
+        [value("n", I, []), value("s", F, [3]), value("xs", F, [None, 3])],
+        [value("y"), value("all")],
+    )
+    rng = np.random.default_rng(0)
+    for count in (300, 7):
+        xs = rng.standard_normal((count, 3)).astype(np.float32)
+        got = session.run({"n": np.array(count), "s": np.zeros(3, np.float32), "xs": xs})
+        want = np.cumsum(xs, 0)
+        np.testing.assert_allclose(got["y"], want[-1], rtol=1e-4, atol=1e-4)
+        steps = np.arange(count)[:, None].astype(np.float32)
+        np.testing.assert_allclose(got["all"], want + steps, rtol=1e-4, atol=1e-4)
+        if count == 300:
+            assert len(session.plan.shared.programs) < 10
+
+
 def test_a_condition_that_depends_on_data_ends_a_loop():
     step = [
         node("Add", "s_in one", "s_out"),

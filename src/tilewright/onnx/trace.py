@@ -46,6 +46,7 @@ from tilewright.onnx.symbolic import WANT_SIZES, Sizes, compute
 from tilewright.onnx.values import (
     BFLOAT16,
     array_of_buffer,
+    buffer_of,
     describe,
     is_tensor_dtype,
     leaf,
@@ -118,6 +119,7 @@ class Trace:
         self.leaves: list[weakref.ref[Tensor]] = []
         self.made: list[weakref.ref[Tensor]] = []
         self.dynamic = Numbers([])  # of this segment's leaves
+        self.hidden: set[Node] = set()  # constants that are not to be looked at
         self.gone: weakref.WeakSet[Node] = weakref.WeakSet()  # those of the segments before
         self.constant: dict[Node, bool] = {}
         self.scope: _Scope | None = None
@@ -277,6 +279,12 @@ class Trace:
         """A constant as a tensor; the same one for the same array."""
         return self.plan.constant(array)
 
+    def hide(self, array: np.ndarray) -> Tensor:
+        """A constant that operators do not look at, so that a loop's iterations look alike."""
+        made = leaf(buffer_of(array))
+        self.hidden.add(made.node)
+        return made
+
     def folded(self, value: Any) -> Any:
         """A constant's contents, where they are few."""
         if isinstance(value, list):
@@ -284,6 +292,8 @@ class Trace:
         if not isinstance(value, Tensor) or not self.is_constant(value.node):
             return value
         order = pending([value.node])
+        if not self.hidden.isdisjoint(order):
+            return value
         if any(math.prod(upper_bound(n.shape)) > _SMALL for n in order):
             return value
         array = evaluate_nodes(order, {})[value.node]
@@ -373,8 +383,15 @@ class Trace:
         self.step.kind = "contents"
         self._descend(contents_key([]))
 
+    def _is_hidden(self, value: Any) -> bool:
+        if not self.hidden or not isinstance(value, Tensor) or not self.is_constant(value.node):
+            return False
+        return not self.hidden.isdisjoint(pending([value.node]))
+
     def constant_of(self, value: Any) -> np.ndarray | None:
-        """The contents of a value, if it depends on no input."""
+        """The contents of a value, if it depends on no input and nothing hidden."""
+        if self._is_hidden(value):
+            return None
         found = self._folded_fully(value)
         return found if isinstance(found, np.ndarray) else None
 

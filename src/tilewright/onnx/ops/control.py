@@ -13,10 +13,11 @@ import numpy as np
 
 from tilewright.errors import FormatError, ShapeError, UnsupportedError
 from tilewright.formats.onnx import Graph, ValueInfo
+from tilewright.formats.onnx.tensors import named_dtype
 from tilewright.onnx.ops.gathers import rows_at
 from tilewright.onnx.registry import Call, op
 from tilewright.tensor.core import Tensor
-from tilewright.tensor.manipulation import moveaxis, pad, stack
+from tilewright.tensor.manipulation import concat, moveaxis, pad, stack
 
 _NODES: Final = 64  # of a body, in one segment of a long loop
 _TRIPS: Final = 1 << 20  # of a loop with nothing to end it; each is traced
@@ -38,19 +39,56 @@ def _truth(ctx: Call, value: Any) -> bool:
     return bool(found.item())
 
 
-def _stacked(ctx: Call, values: Sequence[Any], info: ValueInfo, axis: int = 0) -> Any:
-    """One output of each iteration, along a new axis."""
-    if not values:
-        from tilewright.formats.onnx.tensors import named_dtype
+class _Collected:
+    """One output of each iteration, along a new axis: in pieces that are closed at cuts.
 
-        sizes = [n if isinstance(n, int) else 0 for n in info.shape or ()]
-        sizes.insert(axis if axis >= 0 else axis + len(sizes) + 1, 0)
-        return np.zeros(sizes, named_dtype(info.elements, f"output {info.name!r}"))
-    if any(v is None or isinstance(v, list) for v in values):
-        raise FormatError(f"output {info.name!r} of a body is no tensor")
-    if not any(isinstance(v, Tensor) for v in values):
-        return np.stack(values, axis)
-    return stack([v if isinstance(v, Tensor) else ctx.trace.tensor(v) for v in values], axis=axis)
+    Args:
+        info: what the body says of it.
+        axis: of the result; reverse: the last iteration comes first.
+    """
+
+    def __init__(self, info: ValueInfo, axis: int = 0, reverse: int = 0) -> None:
+        self.info, self.axis, self.reverse = info, axis, bool(reverse)
+        self.values: list[Any] = []
+        self.pieces: list[Any] = []
+
+    def close(self, ctx: Call) -> None:
+        """Make one array of what came since the last time."""
+        values = self.values[::-1] if self.reverse else self.values
+        self.values = []
+        if not values:
+            return
+        if any(v is None or isinstance(v, list) for v in values):
+            raise FormatError(f"output {self.info.name!r} of a body is no tensor")
+        if any(isinstance(v, Tensor) for v in values):
+            self.pieces.append(ctx.keep(stack([_tensor(ctx, v) for v in values], axis=self.axis)))
+        else:
+            self.pieces.append(np.stack(values, self.axis))
+
+    def result(self, ctx: Call) -> Any:
+        """All of them."""
+        self.close(ctx)
+        pieces = self.pieces[::-1] if self.reverse else self.pieces
+        if not pieces:
+            sizes = [n if isinstance(n, int) else 0 for n in self.info.shape or ()]
+            sizes.insert(self.axis if self.axis >= 0 else self.axis + len(sizes) + 1, 0)
+            what = f"output {self.info.name!r}"
+            return np.zeros(sizes, named_dtype(self.info.elements, what))
+        if len(pieces) == 1:
+            return pieces[0]
+        if any(isinstance(p, Tensor) for p in pieces):
+            return concat([_tensor(ctx, p) for p in pieces], axis=self.axis)
+        return np.concatenate(pieces, self.axis)
+
+
+def _tensor(ctx: Call, value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else ctx.trace.tensor(value)
+
+
+def _cut(ctx: Call, collected: Sequence[_Collected]) -> None:
+    for one in collected:
+        one.close(ctx)
+    ctx.cut()
 
 
 def _never_ends(body: Graph) -> bool:
@@ -85,7 +123,7 @@ def loop(
     running = cond is None or bool(cond.item())
     carried: list[Any] = [ctx.known(s) for s in states]
     n = len(carried)
-    collected: list[list[Any]] = [[] for _ in body.outputs[n + 1 :]]
+    collected = [_Collected(info) for info in body.outputs[n + 1 :]]
     if len(body.outputs) < n + 1:
         raise FormatError(f"body {body.name!r} gives {len(body.outputs)} values, {n + 1} are due")
     if running and (most is None or most > _TRIPS) and _never_ends(body):
@@ -94,18 +132,20 @@ def loop(
     chunk = _chunk(body, 1 << 62 if most is None else most)
     i = 0
     while running and (most is None or i < most):
-        found = ctx.run(body, [np.array(i, np.int64), np.array(True), *carried])
+        number = np.array(i, np.int64)
+        found = ctx.run(
+            body, [ctx.trace.hide(number) if chunk else number, np.array(True), *carried]
+        )
         condition, carried = found[0], found[1 : n + 1]
-        for values, value in zip(collected, found[n + 1 :]):
-            values.append(value)
+        for one, value in zip(collected, found[n + 1 :]):
+            one.values.append(value)
         del found
         i += 1
         if most is None or i < most:
-            if chunk and i % chunk == 0 and isinstance(condition, np.ndarray):
-                ctx.cut()
+            if chunk and i % chunk == 0:
+                _cut(ctx, collected)
             running = _truth(ctx, condition)
-    scanned = [_stacked(ctx, v, info) for v, info in zip(collected, body.outputs[n + 1 :])]
-    return (*carried, *scanned)
+    return (*carried, *[one.result(ctx) for one in collected])
 
 
 def _place(i: int, n: int, reverse: int) -> int:
@@ -127,15 +167,15 @@ def run_scan(
     inputs: Sequence[Tensor],
     in_axes: Sequence[int],
     in_reverse: Sequence[int],
-) -> tuple[list[Any], list[list[Any]]]:
-    """The states at the end, and for each other output its values in order."""
+    collected: Sequence[_Collected],
+) -> list[Any]:
+    """The states at the end; other outputs go into ``collected``."""
     lengths = {x.shape[a] for x, a in zip(inputs, in_axes)}
     if len(lengths) != 1:
         raise ShapeError(f"scan inputs have different lengths: {sorted(lengths)}")
     (count,) = lengths
     carried: list[Any] = [ctx.known(s) for s in states]
     n = len(carried)
-    collected: list[list[Any]] = [[] for _ in body.outputs[n:]]
     chunk = _chunk(body, count)
     for i in range(count):
         items = [
@@ -145,12 +185,12 @@ def run_scan(
         found = ctx.run(body, [*carried, *items])
         del items
         carried = found[:n]
-        for values, value in zip(collected, found[n:]):
-            values.append(value)
+        for one, value in zip(collected, found[n:]):
+            one.values.append(value)
         del found
         if chunk and (i + 1) % chunk == 0 and i + 1 < count:
-            ctx.cut()
-    return carried, collected
+            _cut(ctx, collected)
+    return carried
 
 
 @op("Scan", since=9, raw=True)
@@ -174,16 +214,13 @@ def scan(
         a + x.ndim if a < 0 else a for a, x in zip(scan_input_axes or (0,) * len(inputs), inputs)
     ]
     reverse = scan_input_directions or (0,) * len(inputs)
-    carried, collected = run_scan(ctx, body, states, inputs, axes, reverse)
-    results = []
-    for values, info, axis, back in zip(
-        collected,
-        body.outputs[n:],
-        scan_output_axes or (0,) * outs,
-        scan_output_directions or (0,) * outs,
-    ):
-        results.append(_stacked(ctx, values[::-1] if back else values, info, axis))
-    return (*carried, *results)
+    out_axes, out_reverse = scan_output_axes or (0,) * outs, scan_output_directions or (0,) * outs
+    collected = [
+        _Collected(info, axis, back)
+        for info, axis, back in zip(body.outputs[n:], out_axes, out_reverse)
+    ]
+    carried = run_scan(ctx, body, states, inputs, axes, reverse, collected)
+    return (*carried, *[one.result(ctx) for one in collected])
 
 
 @op("Scan", since=8, host=(0,))
@@ -205,16 +242,13 @@ def scan_8(
         length = longest if lengths is None else int(lengths[b])
         items = [ctx.keep(x[b, :length]) for x in args[n:]]
         states = [ctx.keep(s[b]) for s in args[:n]]
-        carried, collected = run_scan(ctx, body, states, items, (0,) * len(items), reverse)
+        collected = [_Collected(info) for info in body.outputs[n:]]
+        carried = run_scan(ctx, body, states, items, (0,) * len(items), reverse, collected)
         finals.append([ctx.keep(_tensor(ctx, c)) for c in carried])
         padded = []
-        for values, info in zip(collected, body.outputs[n:]):
-            whole = _tensor(ctx, _stacked(ctx, values, info))
+        for one in collected:
+            whole = _tensor(ctx, one.result(ctx))
             more = [(0, longest - length)] + [(0, 0)] * (whole.ndim - 1)
             padded.append(ctx.keep(pad(whole, more)))
         outputs.append(padded)
     return tuple(stack(list(each)) for part in (finals, outputs) for each in zip(*part))
-
-
-def _tensor(ctx: Call, value: Any) -> Tensor:
-    return value if isinstance(value, Tensor) else ctx.trace.tensor(value)
