@@ -91,7 +91,7 @@ def test_sums_and_products(op: str, dtype: Any) -> None:
     rng = np.random.default_rng(0)
     for _ in range(5):
         sa, za, sb, zb, sy, zy = scales(rng, 3, dtype)
-        a, b = bytes_of(rng, (3, 1000), dtype), bytes_of(rng, (3, 1000), dtype)
+        a, b = bytes_of(rng, (3, 9999), dtype), bytes_of(rng, (3, 9999), dtype)
         ours, theirs = both(op, [a, sa, za, b, sb, zb, sy, zy], range(1, 8))
         np.testing.assert_array_equal(ours[0], theirs[0])
 
@@ -102,7 +102,7 @@ def test_sums_and_products(op: str, dtype: Any) -> None:
         ("QLinearSigmoid", {}, 0.0),
         ("QLinearLeakyRelu", {"alpha": 0.1}, 0.0),
         ("QLinearGlobalAveragePool", {}, 0.0),
-        ("QLinearAveragePool", {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1]}, 0.01),
+        ("QLinearAveragePool", {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1]}, 0.0),
         ("QLinearSoftmax", {"axis": 1, "opset": 13}, 0.2),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +17,17 @@ from tilewright.ops.creation import cast
 from tilewright.ops.integer_layout import channels_first
 from tilewright.ops.qlinear import on_channels_last
 from tilewright.ops.quantize import dequantize, quantize, quantized_product, quantized_sum
+from tilewright.ops.table import make
 from tilewright.ops.views import permute, reshape, sizes_of
 
-__all__ = ["number", "qlinear_add", "qlinear_mul", "qlinear_plane_mean", "requantize"]
+__all__ = [
+    "number",
+    "qlinear_add",
+    "qlinear_mul",
+    "qlinear_plane_mean",
+    "qlinear_window_mean",
+    "requantize",
+]
 
 
 def number(x: Node) -> Node:
@@ -59,6 +68,18 @@ def qlinear_plane_mean(x: Node, sx: Node, zx: Node, sy: Node, zy: Node) -> Node:
     ratio = folded(div(sx, mul(sy, literal(float(count), sy))))
     y = quantize(mul(cast(total, f32), ratio), constant(np.ones((), np.float32)), zy)
     return channels_first(y, c)
+
+
+def qlinear_window_mean(x: Node, sx: Node, zx: Node, sy: Node, zy: Node, **attrs: Any) -> Node:
+    """The mean of each window of bytes x, attrs those of ``avg_pool``.
+
+    As ONNX Runtime computes it: a mean in f32, and the zero point added before it is rounded.
+    """
+    mean = make("avg_pool", dequantize(x, sx, zx), **attrs)
+    shifted = add(div(mean, sy), cast(zy, f32))
+    return quantize(
+        shifted, constant(np.ones((), np.float32)), constant(np.zeros((), zy.dtype.storage))
+    )
 
 
 def requantize(x: Node, sx: Node, zx: Node, sy: Node, zy: Node) -> Node:

@@ -213,7 +213,8 @@ def _product_reference(
 ) -> np.ndarray:
     wide = (a.astype(np.int32) - np.int32(za)) * (b.astype(np.int32) - np.int32(zb))
     info = np.iinfo(a.dtype)
-    return rounded(wide.astype(np.float32) * ratio, zy, int(info.min), int(info.max), a.dtype)
+    shifted = wide.astype(np.float32) * ratio + np.float32(zy)
+    return rounded(shifted, 0, int(info.min), int(info.max), a.dtype)
 
 
 register(
@@ -222,13 +223,17 @@ register(
         _product_infer,
         _product_reference,
         expression=lambda node: (
-            "round_to((({0}.to(i32) - {2}.to(i32)) * ({1}.to(i32) - {3}.to(i32))).to(f32) * {4}, "
-            "{5}.to(i32), " + _bounds(node)
+            "round_to((({0}.to(i32) - {2}.to(i32)) * ({1}.to(i32) - {3}.to(i32))).to(f32) * {4}"
+            " + {5}.to(f32), full((), 0, i32), " + _bounds(node)
         ),
     )
 )
 
 
 def quantized_product(a: Node, b: Node, za: Node, zb: Node, ratio: Node, zy: Node) -> Node:
-    """saturate(round_half_even((a - za)(b - zb) ratio) + zy), the integer product exact."""
+    """saturate(round_half_even((a - za)(b - zb) ratio + zy)), the integer product exact.
+
+    With ``ratio = a_scale b_scale / y_scale`` that is ONNX Runtime's QLinearMul: it adds the zero
+    point before it rounds.
+    """
     return make("quantized_product", a, b, za, zb, ratio, zy)

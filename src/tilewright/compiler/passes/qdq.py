@@ -193,6 +193,11 @@ class _Pass:
             return self._pair(x, scale, zero)
         if x.op == "div":
             return self._mean(x, scale, zero)
+        if x.op == "avg_pool" and zero.dtype is u8 and _by_numbers(x.inputs[0]):
+            q, sx, zx = x.inputs[0].inputs
+            if q.dtype is not zero.dtype:
+                return None
+            return qlinear_elementwise.qlinear_window_mean(q, sx, zx, scale, zero, **x.attrs)
         bias: Node | None = None
         if x.op == "add":
             heavy = next((i for i in x.inputs if i.op in ("conv", "bmm")), None)

@@ -127,7 +127,7 @@ def qlinear_average_pool(
         dequantize(node, sx, zx), kernel_shape, steps, pairs, 1, bool(ceil_mode),
         bool(count_include_pad),
     )  # fmt: skip
-    y = quantize(mean, sy, zy)
+    y = qlinear_elementwise.qlinear_window_mean(node, sx, zx, sy, zy, **mean.attrs)
     return Tensor(permute(y, (0, *range(2, rank + 2), 1)) if channels_last else y)
 
 
