@@ -113,7 +113,7 @@ def _is_small(fn: ir.Function, machine: Machine) -> bool:
         return False
     total = 0
     for op in fn.body.walk():
-        if op.name in ("dot", "dot2", "dot4", "scan_with", "scratch"):
+        if op.name in ("dot", "dot4", "scan_with", "scratch"):
             return False
         for result in op.results:
             if isinstance(result.type, ir.TileType):
