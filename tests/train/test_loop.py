@@ -114,6 +114,30 @@ def test_accumulated_batches_make_the_step_of_one_big_batch() -> None:
     np.testing.assert_allclose(small.losses, big.losses, rtol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"compiled": False}, {"accumulate": 2}])
+def test_a_label_that_does_not_exist_ends_the_run(tmp_path: Path, options: dict[str, Any]) -> None:
+    options = {"checkpoint_every": 2, **options}
+    one = trainer(tmp_path, 12, **options)
+    batches = iter(Batches((X, Y), 16, seed=5))
+    fifth = [next(batches) for _ in range(5)][-1][0]
+    labels = Y.copy()
+    labels[np.flatnonzero((fifth[3] == X).all(1))] = 5
+    one.loader = Batches((X, labels), 16, seed=5)
+    step, last = (3, 2) if "accumulate" in options else (5, 4)
+    wanted = rf"step {step}: .*target 5 at position 3 .*step-0000000{last}"
+    with pytest.raises(TrainingError, match=wanted):
+        one.fit()
+    found = latest_checkpoint(tmp_path / "checkpoints")
+    assert found is not None
+    assert found.step == last
+    clean = trainer(None, step - 1, **options)
+    clean.fit()
+    left, wanted_bits = bits(one), bits(clean)
+    assert left.pop("optimizer.lr") != wanted_bits.pop("optimizer.lr")  # of the step that failed
+    assert left == wanted_bits
+    assert all(not total.numpy().any() for total in one._sums)
+
+
 def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path: Path) -> None:
     one = trainer(tmp_path, 12)
     schedule = one._schedule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,9 @@ def test_a_decoder_from_text_to_model_files(kind: str, file: Path, tmp_path: Pat
     again = reopen_text(tmp_path, context=16)
     assert again is not None
     np.testing.assert_array_equal(again.train, text.train)
+    os.truncate(tmp_path / "tokens.npy", 90)
+    with pytest.raises(FormatError, match=r"tokens.npy.*delete it, and it is made again"):
+        reopen_text(tmp_path, context=16)
 
 
 def test_resuming_a_recipe_gives_the_same_bits(file: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from tilewright.data.loader import Loader
 from tilewright.data.prefetch import Prefetch
 from tilewright.dtypes import bf16
-from tilewright.errors import TrainingError
+from tilewright.errors import BoundsError, TrainingError
 from tilewright.nn.module import Module
 from tilewright.optim.optimizer import Optimizer
 from tilewright.tensor import random
@@ -181,10 +181,15 @@ class Trainer:
             loss = self._whole(*[asarray(a, copy=False) for a in batch])
             return float(loss.item()), self._tokens(batch)
         total, count = 0.0, 0
-        for _ in range(self.options.accumulate):
-            batch = self._next(batches)
-            total += float(self._gather(*[asarray(a, copy=False) for a in batch]).item())
-            count += self._tokens(batch)
+        try:
+            for _ in range(self.options.accumulate):
+                batch = self._next(batches)
+                total += float(self._gather(*[asarray(a, copy=False) for a in batch]).item())
+                count += self._tokens(batch)
+        except BaseException:  # the next step begins with none of this one's gradients
+            for part in self._sums:
+                part.assign(zeros(part.shape, dtype=part.dtype))
+            raise
         self._update()
         return total / self.options.accumulate, count
 
@@ -210,8 +215,8 @@ class Trainer:
         After Ctrl-C the step that runs is finished and a checkpoint saved; see ``interrupted``.
 
         Raises:
-            TrainingError: the loss is not finite, or the disk said no; checkpoints stay as they
-                were.
+            TrainingError: the loss is not finite, a batch has ids that the model does not have, or
+                the disk said no; checkpoints stay as they were.
         """
         if self.options.folder is None:
             with Interrupts() as interrupts:
@@ -252,7 +257,13 @@ class Trainer:
         ):
             last_saved = self.step if saved is not None and self.step else -1
             while self.step < options.steps and interrupts.requested is None:
-                loss, count = self._one(batches)
+                try:
+                    loss, count = self._one(batches)
+                except BoundsError as error:  # a label or a token that the model does not have
+                    raise TrainingError(
+                        f"step {self.step + 1}: {error}; nothing was changed by this step. The "
+                        f"data does not fit the model; {_last_good(saved)}"
+                    ) from error
                 if not math.isfinite(loss):
                     self._refuse(loss, saved)
                 self.step += 1
@@ -311,11 +322,10 @@ class Trainer:
             (k for k, v in tensors.items() if k.startswith("model.") and not _finite(v)), None
         )
         if odd is not None:  # the loss was computed before the update, and could not tell
-            there = list_checkpoints(saved.folder)
-            last = f"the last good checkpoint is {there[-1][1]}" if there else "there is none yet"
             raise TrainingError(
                 f"step {self.step}: {odd.removeprefix('model.')} has values that are not finite "
-                f"after the update, so no checkpoint was written; {last}. The learning rate was "
+                f"after the update, so no checkpoint was written; {_last_good(saved)}. The "
+                f"learning rate was "
                 f"{float(self.optimizer.lr.item()):.3g}"
             )
         saved.save(self.step, tensors, state, metric=metric)
@@ -341,6 +351,11 @@ class Trainer:
             tensor.assign(value)
         self.loader.restore(found.state["loader"])
         self.step = found.step
+
+
+def _last_good(saved: Checkpoints | None) -> str:
+    there = list_checkpoints(saved.folder) if saved is not None else []
+    return f"the last good checkpoint is {there[-1][1]}" if there else "there is no checkpoint yet"
 
 
 def _finite(value: Any) -> bool:

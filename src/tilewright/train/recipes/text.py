@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from tilewright.data.tokens import open_tokens, split, tokenize_files, tokenize_texts
-from tilewright.errors import TrainingError, UnsupportedError
+from tilewright.errors import FormatError, TrainingError, UnsupportedError
 from tilewright.formats.gguf import open_gguf, write_gguf
 from tilewright.tokenizers import Tokenizer, from_metadata
 from tilewright.tokenizers.json_file import read_json, write_json
@@ -94,7 +94,12 @@ def reopen_text(
     if not os.path.exists(path) or not os.path.exists(kept):
         return None
     metadata = read_tokenizer(kept)
-    return _opened(metadata, from_metadata(metadata), path, context, fraction)
+    try:
+        return _opened(metadata, from_metadata(metadata), path, context, fraction)
+    except FormatError as error:
+        raise FormatError(
+            f"{error}; the file only keeps the encoded text: delete it, and it is made again"
+        ) from None
 
 
 def _opened(
