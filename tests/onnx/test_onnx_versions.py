@@ -122,6 +122,19 @@ def test_margins():
         agree("Pad", feeds, opset=18, mode=mode)
 
 
+def test_margins_wider_than_the_inside():
+    """Reflections and copies go on, as NumPy's do."""
+    for n in (1, 2, 3, 5):
+        x = f32(2, n)
+        for mode in ("reflect", "edge", "wrap"):
+            for low, high in ((1, 0), (n, n - 1), (3 * n + 1, 2 * n), (0, 7)):
+                feeds = {"x": x}
+                pads = {"pads": ints(0, low, 0, high)}
+                model = single("Pad", feeds, opset=19, constants=pads, mode=mode)
+                want = np.pad(x, ((0, 0), (low, high)), mode)
+                np.testing.assert_array_equal(ours(model, feeds)["y"], want)
+
+
 def test_axes_of_size_one():
     x = f32(1, 2, 1, 3)
     agree("Squeeze", {"x": x}, opset=7)

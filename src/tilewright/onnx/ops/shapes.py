@@ -233,7 +233,6 @@ def _reflected(at: Node, n: int) -> Node:
 
 _PLACES: Final[dict[str, Callable[[Node, int], Node]]] = {
     "reflect": _reflected,
-    "edge": lambda at, n: ew.clip(at, ew.literal(0, at), ew.literal(n - 1, at)),
     "wrap": lambda at, n: ew.remainder(at, ew.literal(n, at)),
 }
 """Which of n elements stands at a position, in a margin a negative one or one from n on."""
@@ -241,8 +240,8 @@ _PLACES: Final[dict[str, Callable[[Node, int], Node]]] = {
 
 def padded(x: Node, widths: Sequence[tuple[int, int]], mode: str, value: Any) -> Node:
     """``x`` with margins (negative ones cut off); see :func:`pad`."""
-    if mode not in ("constant", *_PLACES):
-        raise UnsupportedError(f"mode is constant, {', '.join(_PLACES)}, got {mode!r}")
+    if mode not in ("constant", "edge", *_PLACES):
+        raise UnsupportedError(f"mode is constant, reflect, edge or wrap, got {mode!r}")
     inner = [(max(0, -low), max(0, -high)) for low, high in widths]
     outer = [(max(0, low), max(0, high)) for low, high in widths]
     shape = views.sizes_of(x)
@@ -256,10 +255,35 @@ def padded(x: Node, widths: Sequence[tuple[int, int]], mode: str, value: Any) ->
         if low or high:
             if left[axis] == 0:
                 raise ShapeError(f"axis {axis} of {shape} is empty: there is nothing to {mode}")
-            count = ew.iota((low + left[axis] + high,))
-            places = _PLACES[mode](ew.sub(count, ew.literal(low, count)), left[axis])
-            x = indexing.take(x, places, axis)
+            n = left[axis]
+            around = [x]
+            if low:
+                around.insert(0, _margin(x, axis, n, low, mode, front=True))
+            if high:
+                around.append(_margin(x, axis, n, high, mode, front=False))
+            x = views.concat(around, axis)
     return x
+
+
+def _margin(x: Node, axis: int, n: int, count: int, mode: str, front: bool) -> Node:
+    """``count`` elements before or behind x: a view of it where that will do."""
+
+    def part(start: int, size: int) -> Node:
+        sizes = list(views.sizes_of(x))
+        sizes[axis] = size
+        return views.slice_(x, [start if a == axis else 0 for a in range(len(sizes))], sizes)
+
+    if mode == "edge":
+        shape = list(views.sizes_of(x))
+        shape[axis] = count
+        return views.broadcast(part(0 if front else n - 1, 1), shape)
+    if mode == "reflect" and count < n:
+        return views.flip(part(1 if front else n - 1 - count, count), axis)
+    if mode == "wrap" and count <= n:
+        return part(n - count if front else 0, count)
+    places = ew.iota((count,))
+    places = ew.add(places, ew.literal(-count if front else n, places))
+    return indexing.take(x, _PLACES[mode](places, n), axis)
 
 
 def margins(pads: Sequence[int], rank: int, axes: Sequence[int] | None) -> list[tuple[int, int]]:
