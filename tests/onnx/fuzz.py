@@ -68,13 +68,16 @@ def case_bytes(seed: int, number: int) -> tuple[str, bytes]:
 
 
 def attempt(path: Path) -> Verdict:
-    """Load the model at ``path`` and run it twice, on inputs of other sizes if it takes them."""
+    """Look into the model at ``path``, load it, and run it twice, in other sizes if it can."""
     import tilewright.onnx
+    from tilewright.formats.onnx import open_model
+    from tilewright.onnx.estimate import estimate
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            estimate(open_model(path), {"n": 3})
             session = tilewright.onnx.load(path, threads=1)
             for size in (3, 2):
                 results = session.run({s.name: _value(s, size) for s in session.inputs})

@@ -51,6 +51,7 @@ def check(tmp_path, fn, *inputs, dynamic_axes=None, others=(), tolerance=2e-5, a
                 assert got.dtype == w.dtype
                 scale = max(1.0, float(np.abs(w.astype(np.float64)).max(initial=0)))
                 np.testing.assert_allclose(got, w, rtol=tolerance, atol=tolerance * scale)
+    onnx.checker.check_model(path, full_check=True)
     return onnx.load(path)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from tilewright.compiler.fusion import pending
 from tilewright.compiler.realize import realize as realize_nodes
 from tilewright.errors import ShapeError, UnsupportedError
+from tilewright.formats.atomic import atomic_file
 from tilewright.graph import Node
 from tilewright.nn import Module
 from tilewright.onnx.export import elementwise, heavy, shapes
@@ -31,6 +32,7 @@ __all__ = ["save"]
 FAMILIES: Final = (elementwise, shapes, heavy)  # importing them fills the table
 OPSETS: Final = (20, 26)
 _EXTERNAL: Final = 2_000_000_000  # bytes of weights beyond which they lie in a file of their own
+_SMALL: Final = 1 << 12  # bytes of constants that decide shapes
 
 
 class _Traced(Tracer):
@@ -216,29 +218,38 @@ def _store(
     infos: list[Any] = [None] * len(names)
     for node, i in traced.at.items():
         infos[i] = _info(names[i], node)
-    tensors = []
-    for name, (kind, array) in writer.initializers.items():
-        if name not in read:
-            continue
-        tensor = onnx.TensorProto(name=name, data_type=kind, dims=array.shape)
-        tensor.raw_data = array.tobytes()
-        tensors.append(tensor)
+    kept = {n: v for n, v in writer.initializers.items() if n in read}
+    large = {n for n, (_, array) in kept.items() if array.nbytes > _SMALL}
     results = [_info(o, node) for o, node in zip(outputs, traced.outputs)]
-    graph = onnx.helper.make_graph(nodes, "tilewright", infos, results, tensors)
     imports = [onnx.helper.make_opsetid("", writer.opset)]
+    # shapes are inferred and the model is checked with inputs in place of large weights
+    claims = [onnx.helper.make_tensor_value_info(n, kept[n][0], kept[n][1].shape) for n in large]
+    graph = onnx.helper.make_graph(nodes, "tilewright", [*infos, *claims], results)
+    for name in kept.keys() - large:
+        _fill(graph.initializer.add(), name, *kept[name])
     model = onnx.helper.make_model(
         graph, opset_imports=imports, producer_name="tilewright", ir_version=10
     )
-    total = sum(len(t.raw_data) for t in tensors)
-    if total <= _EXTERNAL:
-        model = onnx.shape_inference.infer_shapes(model)
-        onnx.checker.check_model(model)
-        onnx.save(model, path)
-        return
-    data = path.name + ".data"
-    (path.parent / data).unlink(missing_ok=True)
-    onnx.save(model, path, save_as_external_data=True, location=data, size_threshold=1024)
-    onnx.checker.check_model(os.fspath(path))
+    model = onnx.shape_inference.infer_shapes(model)
+    onnx.checker.check_model(model)
+    del model.graph.input[len(infos) :]
+    del model.graph.initializer[:]
+    for name, (kind, array) in kept.items():
+        _fill(model.graph.initializer.add(), name, kind, array)
+    if sum(array.nbytes for _, array in kept.values()) <= _EXTERNAL:
+        with atomic_file(path) as file:
+            file.write(model.SerializeToString())
+    else:
+        data = path.name + ".data"
+        (path.parent / data).unlink(missing_ok=True)  # it would be appended to
+        onnx.save(model, path, save_as_external_data=True, location=data, size_threshold=1024)
+
+
+def _fill(tensor: Any, name: str, kind: int, array: np.ndarray) -> None:
+    """A ``TensorProto`` of an array."""
+    tensor.name, tensor.data_type = name, kind
+    tensor.dims.extend(array.shape)
+    tensor.raw_data = array.tobytes()
 
 
 def _info(name: str, node: Node) -> Any:
