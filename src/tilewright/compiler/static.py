@@ -391,8 +391,12 @@ class StaticProgram:
             array = real(buffer).numpy()
             arrays.append(to_float32(array) if buffer.dtype is bf16 else array)
         attrs = {key: _with_numbers(v, number) for key, v in call.node.attrs.items()}
+        entry = table.get(call.node.op)
+        if entry.check:  # which looks, and computes nothing
+            entry.reference(*arrays, **attrs)
+            return
         with np.errstate(all="ignore"):
-            result = table.get(call.node.op).reference(*arrays, **attrs)
+            result = entry.reference(*arrays, **attrs)
         results = result if isinstance(result, tuple) else (result,)
         for out, values in zip(call.outs, results):
             real(out).numpy()[...] = from_float32(values) if out.dtype is bf16 else values

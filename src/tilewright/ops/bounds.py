@@ -22,6 +22,7 @@ from tilewright.sizes import has_value
 __all__ = ["check_values", "checked", "is_known_inside", "known_range"]
 
 Range = tuple[int, int]
+_least, _largest = np.minimum.reduce, np.maximum.reduce
 
 
 def check_values(
@@ -35,7 +36,8 @@ def check_values(
     """
     if not ids.size:
         return ids
-    if low < high and low <= int(ids.min()) and int(ids.max()) < high:
+    # reduce() is twice as quick as min() and max() where there are few
+    if low < high and low <= int(_least(ids, None)) and int(_largest(ids, None)) < high:
         return ids
     limits = np.iinfo(ids.dtype)
     bad = np.ones(ids.shape, bool)
