@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
+from tilewright.compiler.arena import Arena
+from tilewright.compiler.builder import Storage
 from tilewright.compiler.static import Sized, StaticProgram, build
 from tilewright.dtypes import f32
 from tilewright.graph import Node, data_node
@@ -98,3 +102,34 @@ def test_values_that_break_a_guard_are_not_held() -> None:
     assert not program.holds(past=9)
     with pytest.raises(KeyError):
         program.holds(future=3)
+
+
+def test_temporary_results_that_are_alive_together_lie_apart_at_every_size() -> None:
+    rng = random.Random(0)
+    scope = Scope()
+    n = scope.symbol("n", 50)
+    sizes: list[Any] = []
+    storages = []
+    for number in range(60):
+        nbytes = rng.choice([n * 64, n * n, 4096, n * 4 + 100])
+        first = rng.randrange(100)
+        storages.append(Storage(number, nbytes, "temporary", -1, first, first + rng.randrange(20)))
+        sizes.append(nbytes)
+    unique = {id(s): s for s in sizes if not isinstance(s, int)}
+    arena = Arena(storages)
+    arena.settle({key: i for i, key in enumerate(unique)}, len(storages))
+    values = scope.values(list(unique.values()))
+    for at in (50, 51, 3, 200, 7, 1000, 50):
+        found = np.array(values(at), np.int64)
+        offsets, total = arena.plan(found, lambda at=at: np.array(values(at + 9), np.int64))
+        bytes_of = dict(zip(unique, found.tolist()))
+        places = [
+            (s, int(offsets[arena.numbering[s.number]]), bytes_of.get(id(s.nbytes), s.nbytes))
+            for s in storages
+        ]
+        for i, (a, start, size) in enumerate(places):
+            assert start % 64 == 0
+            assert start + size <= total
+            for b, other, wide in places[:i]:
+                if a.first <= b.last and b.first <= a.last:
+                    assert start + size <= other or other + wide <= start

@@ -28,8 +28,6 @@ its first positions), or dense strides of symbolic sizes.
 
 from __future__ import annotations
 
-import heapq
-from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -37,16 +35,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from tilewright.compiler.builder import MIDDLE, Builder, HostCall, Output, Storage
+from tilewright.compiler.arena import Arena, columns
+from tilewright.compiler.builder import MIDDLE, Builder, HostCall, Output
 from tilewright.compiler.fusion import pending
 from tilewright.compiler.loops import Scalar
-from tilewright.compiler.memory import best_fit, flat_arguments, storage_of
+from tilewright.compiler.memory import flat_arguments, storage_of
 from tilewright.dtypes import bf16, from_float32, to_float32
 from tilewright.errors import ShapeError
 from tilewright.graph import Node
 from tilewright.ops import table
 from tilewright.ops.calls import KernelCall
-from tilewright.runtime.buffers import ALIGN, Buffer
+from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.program import Launch, LaunchTable
 from tilewright.sizes import Real, Scope, Size, SizeLike, hint, hints, is_fixed
 from tilewright.targets.arguments import MOST_PROGRAMS
@@ -102,9 +101,9 @@ class _Table:
         offsets = [(i, o) for i, (_, _, o, _) in enumerate(self.pointers)]
         self.fixed = np.array([0 if isinstance(o, Size) else o for _, o in offsets], np.int64)
         moving = [(i, places[id(o)]) for i, o in offsets if isinstance(o, Size)]
-        self.moving = _columns(moving)
+        self.moving = columns(moving)
         self.storages = storages[[s for *_, s in self.pointers]]
-        self.sized_at, self.sized_by = _columns([(at, places[id(v)]) for at, v in self.sized])
+        self.sized_at, self.sized_by = columns([(at, places[id(v)]) for at, v in self.sized])
         self.programs_by = np.array([places[id(v)] for v in self.programs], np.int64)
 
 
@@ -131,7 +130,7 @@ class StaticProgram:
         self.in_place = builder.in_place
         self._outputs = [replace(o, place=self._place[o.place]) for o in builder.outputs]
         self._output_bytes = [s.nbytes for s in fresh]
-        self._arena = _Arena(storages)
+        self._arena = Arena(storages)
         self._arena_place = len(named)
         self._storages = storages
         self.parts: list[_Table | HostCall] = []
@@ -454,70 +453,6 @@ def _is_symbolic(call: KernelCall) -> bool:
                 if isinstance(n, Size):
                     return True
     return False
-
-
-def _columns(rows: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    pairs = np.array(rows, np.int64).reshape(-1, 2)
-    return pairs[:, 0].copy(), pairs[:, 1].copy()
-
-
-class _Arena:
-    """Where temporary storages lie, by lifetime: plans that serve every size they have room for."""
-
-    def __init__(self, storages: Sequence[Storage]) -> None:
-        used = [s for s in storages if s.kind == "temporary" and s.last >= 0]
-        self.storages = sorted(used, key=lambda s: s.first)
-        self._plans: list[tuple[np.ndarray, np.ndarray, int]] = []  # rooms, offsets, total
-
-    def settle(self, places: dict[int, int], count: int) -> None:
-        """``places`` says where the value of a size stands, ``count`` how many storages are."""
-        sizes = [s.nbytes for s in self.storages]
-        self._fixed = np.array([0 if isinstance(n, Size) else n for n in sizes], np.int64)
-        moving = [(i, places[id(n)]) for i, n in enumerate(sizes) if isinstance(n, Size)]
-        self._at, self._by = _columns(moving)
-        # by number of the storage where its offset stands; -1, for none, reads a zero
-        self.numbering = np.full(count + 1, len(self.storages), np.int64)
-        for i, storage in enumerate(self.storages):
-            self.numbering[storage.number] = i
-
-    def _rooms(self, values: np.ndarray) -> np.ndarray:
-        rooms = self._fixed.copy()
-        rooms[self._at] = values[self._by]
-        return np.maximum(-(-rooms // ALIGN) * ALIGN, ALIGN)
-
-    def plan(
-        self, values: np.ndarray, grown: Callable[[], np.ndarray] | None
-    ) -> tuple[np.ndarray, int]:
-        """Offsets (one more than storages: a zero) and the arena's size.
-
-        ``grown`` gives the values at somewhat larger sizes, to have room for those as well.
-        """
-        rooms = self._rooms(values)
-        wanted = int(rooms.sum())
-        for had, offsets, total in self._plans:
-            if wanted * 3 >= int(had.sum()) and bool((rooms <= had).all()):
-                return offsets, total
-        if grown is not None:
-            rooms = np.maximum(rooms, self._rooms(grown()))
-        offsets, total = self._packed(rooms.tolist())
-        self._plans = [*self._plans[-15:], (rooms, offsets, total)]
-        return offsets, total
-
-    def _packed(self, rooms: list[int]) -> tuple[np.ndarray, int]:
-        total = 0
-        busy: list[tuple[int, int]] = []  # (start, end) of what is alive, ascending
-        ends: list[tuple[int, tuple[int, int]]] = []  # a heap: last call, (start, end)
-        offsets = np.zeros(len(rooms) + 1, np.int64)
-        for i, (storage, room) in enumerate(zip(self.storages, rooms)):
-            while ends and ends[0][0] < storage.first:
-                del busy[bisect_left(busy, heapq.heappop(ends)[1])]
-            offset = best_fit(busy, room)
-            place = offset, offset + room
-            insort(busy, place)
-            heapq.heappush(ends, (storage.last, place))
-            offsets[i] = offset
-            total = max(total, place[1])
-        return offsets, total
 
 
 def build(
