@@ -162,6 +162,20 @@ def test_sparse_attention():
                                    atol=1e-5)  # fmt: skip
 
 
+@pytest.mark.parametrize("rule", ["linear", "gated", "delta", "gated_delta"])
+def test_linear_attention(rule):
+    feeds = {
+        "q": normal(2, 5, 32, scale=0.3), "k": normal(2, 5, 16, seed=1, scale=0.3),
+        "v": normal(2, 5, 12, seed=2), "s": normal(2, 2, 8, 6, seed=3), "d": None, "b": None,
+    }  # fmt: skip
+    if "gated" in rule:
+        feeds["d"] = -np.abs(normal(2, 5, 2, seed=4))
+    if "delta" in rule:
+        feeds["b"] = np.abs(normal(2, 5, 2, seed=5, scale=0.3))
+    settings = {"q_num_heads": 4, "kv_num_heads": 2, "update_rule": rule}
+    check("LinearAttention", feeds, ["y", "state"], **settings)
+
+
 def test_operators_of_old():
     x = normal(1, 2, 5, 5)
     old = {"domain": "", "opset": 7}

@@ -19,10 +19,11 @@ from tilewright.nn import functional as F
 from tilewright.onnx.ops.gathers import rows_at
 from tilewright.onnx.registry import Call, op
 from tilewright.ops import flash
+from tilewright.ops import linear_attention as recurrences
 from tilewright.tensor.core import Tensor
 from tilewright.tensor.creation import arange, full
 from tilewright.tensor.elementwise import exp, logical_and, maximum, tanh, where
-from tilewright.tensor.manipulation import concat, pad, stack
+from tilewright.tensor.manipulation import broadcast_to, concat, pad, stack
 
 __all__ = ["Kind", "attend", "both", "heads_first", "rotated", "visible_band"]
 
@@ -360,3 +361,61 @@ def causal_conv(
     if activation != "none":
         y = F.silu(y)
     return y, whole[:, :, whole.shape[2] - reach :]
+
+
+_RULES: Final = ("linear", "gated", "delta", "gated_delta")
+
+
+@op("LinearAttention", since=27)
+@op("LinearAttention", domain="com.microsoft")
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    past: Tensor | None = None,
+    decay: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    chunk_size: int = 64,
+    kv_num_heads: int,
+    q_num_heads: int,
+    scale: float = 0.0,
+    update_rule: str = "gated_delta",
+) -> Any:
+    """Attention by a state: q (B, T, H * DK), k (B, T, Hkv * DK), v (B, T, Hkv * DV), that state.
+
+    decay: logarithms of gains, (B, T, Hkv) or (B, T, Hkv * DK); beta (B, T, Hkv) or (B, T, 1).
+    """
+    if update_rule not in _RULES:
+        raise UnsupportedError(f"update_rule is one of {', '.join(_RULES)}, got {update_rule!r}")
+    gated, delta = "gated" in update_rule, "delta" in update_rule
+    if (gated and decay is None) or (delta and beta is None):
+        raise ShapeError(f"update_rule {update_rule!r} wants its decay and beta")
+    kind = q.dtype
+    wide = f64 if kind is f64 else f32
+
+    def cut(x: Tensor, heads: int) -> Tensor:
+        if x.ndim != 3 or x.shape[2] % heads:
+            raise ShapeError(f"{heads} heads do not cut {x.shape} (batch, length, heads * width)")
+        return x.astype(wide, copy=False).reshape((*x.shape[:2], heads, -1))
+
+    queries, keys, values = cut(q, q_num_heads), cut(k, kv_num_heads), cut(v, kv_num_heads)
+    b, t, heads, width = keys.shape
+    queries = queries * (scale or width**-0.5)
+    gain = update = None
+    if gated and decay is not None:
+        gain = broadcast_to(exp(cut(decay, heads)), keys.shape)
+    if delta and beta is not None:
+        update = broadcast_to(beta.astype(wide, copy=False), (b, t, heads))
+    if past is None:
+        past = full((b, heads, width, values.shape[3]), 0.0, dtype=wide)
+    y, last = recurrences.linear_attention(
+        queries.node,
+        keys.node,
+        values.node,
+        past.astype(wide, copy=False).node,
+        None if gain is None else gain.node,
+        None if update is None else update.node,
+    )
+    joined = Tensor(y).reshape((b, t, -1))
+    return joined.astype(kind, copy=False), Tensor(last).astype(kind, copy=False)
