@@ -78,14 +78,14 @@ def _is(value: Any, wanted: type | None) -> bool:
 
 def check_inputs(operator: Operator, args: Sequence[Any]) -> None:
     """Raise unless inputs that have to be there are, and are tensors where those are wanted."""
+    for i, value in enumerate(args):
+        if isinstance(value, list) and (not operator.raw or i in operator.host):
+            raise FormatError(f"input {i} is a {describe(value)}, a tensor is wanted")
     if operator.raw:
         return
     for i in sorted(operator.needed):
         if i >= len(args) or args[i] is None:
             raise FormatError(f"input {i} is left out, or an empty optional")
-    for i, value in enumerate(args):
-        if isinstance(value, list):
-            raise FormatError(f"input {i} is a {describe(value)}, a tensor is wanted")
 
 
 def computed(operator: Operator, args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:

@@ -35,8 +35,18 @@ _END: Final = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "<｜end▁o
 
 
 def from_json(path: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer in a ``tokenizer.json``; raises as `read_json`."""
-    return from_metadata(read_json(path))
+    """The tokenizer in a ``tokenizer.json``; raises as `read_json`.
+
+    Text that the file wants in Unicode's normal form NFC is brought into it by `encode`; GGUF has
+    no place for that, so that `read_json` refuses it.
+    """
+    content = _read(path)
+    composed = isinstance(content, dict) and content.get("normalizer") == {"type": "NFC"}
+    if composed:
+        content = {**content, "normalizer": None}
+    tokenizer = from_metadata(_checked_metadata(content, path))
+    tokenizer.composes = composed
+    return tokenizer
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -50,15 +60,23 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         UnsupportedError: a kind of tokenizer that GGUF's byte-level BPE cannot express.
         OSError: the file cannot be read.
     """
+    return _checked_metadata(_read(path), path)
+
+
+def _read(path: str | os.PathLike[str]) -> Any:
     name = os.fspath(path)
     with open(name, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise FormatError(f"has more than {MAX_BYTES} bytes", path=name)
     try:
-        content = json.loads(data)
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"is not JSON: {str(error)[:200]}", path=name) from None
+
+
+def _checked_metadata(content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    name = os.fspath(path)
     try:
         metadata = _metadata(content)
         read_merges(read_vocabulary(metadata))  # whatever is wrong is found here

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -45,6 +46,8 @@ class Tokenizer:
         """Whether `encode` begins with `bos_id` (and ``add_special`` is left on)."""
         self.add_eos = vocabulary.add_eos
         """Whether `encode` ends with `eos_id` (and ``add_special`` is left on)."""
+        self.composes = False
+        """Whether `encode` brings text between special tokens into Unicode's normal form NFC."""
 
     @property
     def vocab_size(self) -> int:
@@ -116,6 +119,8 @@ class Tokenizer:
                 out.append(fragment)
                 after_special = True
             else:
+                if self.composes:
+                    fragment = unicodedata.normalize("NFC", fragment)
                 prefix = " " if v.add_space_prefix and after_special else ""
                 out += self._encode_text(prefix + fragment)
                 after_special = False
