@@ -72,6 +72,16 @@ def test_out_of_range_is_an_error_and_the_rest_works(name: str, way: str) -> Non
         np.testing.assert_array_equal(call(good), use(good).numpy())
 
 
+def test_axes_of_any_size_in_a_compiled_function() -> None:
+    take = tw.compile(lambda x, i: tw.take(x, i, axis=0))
+    for n in (4, 5, 9, 16):
+        x = tw.asarray(np.arange(3.0 * n).reshape(n, 3))
+        ids = tw.asarray(np.arange(n)[::-1].copy())
+        np.testing.assert_array_equal(take(x, ids).numpy(), x.numpy()[::-1])
+        with pytest.raises(BoundsError, match=rf"for axis 0 of \({n}, 3\): it takes -{n} to "):
+            take(x, ids + 1)
+
+
 def test_setitem_refuses_too() -> None:
     def written(x: tw.Tensor, i: tw.Tensor) -> tw.Tensor:
         y = +x

@@ -145,7 +145,7 @@ def embedding(ids: Tensor, weight: Tensor, sparse: bool = False) -> Tensor:
     if weight.ndim < 1:
         raise ShapeError(f"embedding: a weight (n, width), got shape {weight.shape}")
     n = weight.shape[0]
-    ids = checked_ids(ids, 0, n, "embedding: id", f"axis 0 of a weight {weight.shape}")
+    ids = checked_ids(ids, 0, n, "embedding: id", ("axis 0 of a weight ", weight.shape))
     return apply(build, weight, ids)
 
 

@@ -19,20 +19,21 @@ from tilewright.graph import Node
 from tilewright.ops.table import OpDef, make, register
 from tilewright.sizes import has_value
 
-__all__ = ["check_values", "checked", "is_known_inside", "known_range"]
+__all__ = ["Space", "check_values", "checked", "is_known_inside", "known_range"]
 
 Range = tuple[int, int]
+Space = str | tuple[Any, ...]
 _least, _largest = np.minimum.reduce, np.maximum.reduce
 
 
 def check_values(
-    ids: np.ndarray, low: int, high: int, what: str, of: str, allowed: int | None = None
+    ids: np.ndarray, low: int, high: int, what: str, of: Space, allowed: int | None = None
 ) -> np.ndarray:
     """``ids``, all of which are in [low, high) or ``allowed``; :class:`BoundsError` otherwise.
 
     Args:
         what: who asks for what, as ``"embedding: id"``.
-        of: what the ids count, as ``"axis 0 of (10, 4)"``.
+        of: what the ids count, as ``"10 classes"``, or pieces of it, ``("axis 0 of ", shape)``.
     """
     if not ids.size:
         return ids
@@ -55,7 +56,8 @@ def check_values(
     more = f" (and {count - 1} more)" if count > 1 else ""
     takes = f"it takes {low} to {high - 1}" if low < high else "it has no elements"
     takes += "" if allowed is None else f", or {allowed} for none"
-    raise BoundsError(f"{what} {int(ids[first])}{where}{more} is out of range for {of}: {takes}")
+    space = of if isinstance(of, str) else "".join(map(str, of))
+    raise BoundsError(f"{what} {int(ids[first])}{where}{more} is out of range for {space}: {takes}")
 
 
 def _check_infer(inputs: Sequence[Node], attrs: Any) -> tuple[Any, DType]:
@@ -77,7 +79,9 @@ register(
 )
 
 
-def checked(ids: Node, low: int, high: int, what: str, of: str, allowed: int | None = None) -> Node:
+def checked(
+    ids: Node, low: int, high: int, what: str, of: Space, allowed: int | None = None
+) -> Node:
     """``ids``, refused when one is outside [low, high); see :func:`check_values`."""
     if is_known_inside(ids, low, high):
         return ids

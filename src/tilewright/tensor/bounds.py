@@ -12,7 +12,7 @@ from tilewright.compiler.realize import realize as realize_nodes
 from tilewright.errors import DTypeError
 from tilewright.graph import Node
 from tilewright.ops import table
-from tilewright.ops.bounds import check_values, checked, is_known_inside
+from tilewright.ops.bounds import Space, check_values, checked, is_known_inside
 from tilewright.tensor.core import Tensor
 from tilewright.tensor.modes import mode
 
@@ -23,12 +23,12 @@ _AS_THEY_ARE = frozenset({"reshape", "permute", "broadcast", "barrier", "stop_gr
 
 
 def checked_ids(
-    ids: Tensor, low: int, high: int, what: str, of: str, allowed: int | None = None
+    ids: Tensor, low: int, high: int, what: str, of: Space, allowed: int | None = None
 ) -> Tensor:
     """``ids`` (integers), all elements in [low, high), or ``allowed``.
 
     Args:
-        what, of: for the message: ``"embedding: id"``, ``"axis 0 of (10, 4)"``.
+        what, of: for the message: ``"embedding: id"``, ``("axis 0 of ", shape)``.
 
     Raises :class:`BoundsError`, here or when the value is computed.
     """

@@ -198,7 +198,7 @@ def _ids(k: Tensor, n: int, axis: int, shape: tuple[int, ...], what: str) -> Ten
     """Ids into an axis of ``n``, none negative."""
     if not k.dtype.is_integer:
         raise BoundsError(f"an index tensor has integers or bool, got {k.dtype}")
-    node = checked_ids(k, -n, n, what, f"axis {axis} of {shape}").node
+    node = checked_ids(k, -n, n, what, (f"axis {axis} of ", shape)).node
     found = known_range(node)
     if found is None or found[0] >= 0 or _none_negative(node):
         return Tensor(node if node.dtype in (i32, i64) else cast_node(node, i64))
