@@ -235,6 +235,13 @@ def test_matmul(a_shape, b_shape, dtypes) -> None:
     np.testing.assert_array_equal(compiled(node), requantised(total, sa * sb / sy, zy))
 
 
+def test_nothing_to_multiply() -> None:
+    x, w = leaf(np.zeros((0, 4)), u8), constant(np.zeros((4, 3), np.int8))
+    node = qlinear.matmul_integer(x, w, None, None, Result())
+    assert node.shape == (0, 3)
+    assert compiled(node).shape == (0, 3)
+
+
 def test_extremes_are_exact() -> None:
     k = 4096
     for a, b in ((255, -128), (255, 127), (0, -128)):

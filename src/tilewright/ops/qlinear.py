@@ -25,7 +25,7 @@ from tilewright.ops.arithmetic import add, div, literal, mul
 from tilewright.ops.comparison import eq, where
 from tilewright.ops.constants import constant, folded, values
 from tilewright.ops.conv_shapes import Pairs, output_sizes
-from tilewright.ops.creation import cast, iota
+from tilewright.ops.creation import cast, iota, zeros
 from tilewright.ops.integer_layout import channels_first, channels_last
 from tilewright.ops.table import get, make
 from tilewright.ops.views import (
@@ -201,9 +201,11 @@ def matmul_integer(
         a = broadcast(a, (*lead, *a.shape[-2:]))
         b = broadcast(b, (*lead, k, n))
     out_shape = (*lead, a.shape[-2], n)
-    rows = reshape(a, (groups, -1, k)) if prod(sizes_of(a)) else None
-    if rows is None or not n:
-        raise ShapeError(f"matmul of {shape_of(a.shape)} and {shape_of(b.shape)} has no elements")
+    if 0 in out_shape:
+        return zeros(out_shape, integer.RESULTS[result.mode])  # type: ignore[arg-type]
+    if k == 0:
+        raise ShapeError(f"matmul of {shape_of(a.shape)} and {shape_of(b.shape)} sums nothing")
+    rows = reshape(a, (groups, -1, k))
     if k % 4:
         # any value will do: the weights beside it are neutral
         none = constant(np.zeros((1, 1, 1), a.dtype.storage))
