@@ -136,8 +136,8 @@ def _count_grams(
 def _numbered(grams: np.ndarray, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """One number for each gram and window, equal where they are; -1 for what is in no gram."""
     number, seen = grams[:, 0], windows[:, 0]
+    base = int(max(grams.max(), windows.max())) + 1
     for k in range(1, grams.shape[1]):
-        base = int(grams.max()) + 1
         pairs = number * base + grams[:, k]
         wanted = np.where((seen >= 0) & (windows[:, k] >= 0), seen * base + windows[:, k], -1)
         distinct, number = np.unique(pairs, return_inverse=True)
