@@ -53,7 +53,7 @@ from tilewright.targets.arguments import MOST_PROGRAMS
 __all__ = ["Output", "Sized", "StaticProgram", "build"]
 
 _FEW: Final = 24
-_KEPT: Final = 64  # sizes of a program that are remembered
+_KEPT_SLOTS: Final = 1 << 17  # in sizes of a program that are remembered
 
 
 class Sized:
@@ -64,12 +64,23 @@ class Sized:
         output_bytes: size of each output storage.
         arena_bytes: temporary memory.
         number: the value of any size of the program, as a function.
+        values: of the symbols, in order.
         scalars: the bits of its numbers, for whoever keeps them here.
     """
 
-    __slots__ = ("arena_bytes", "number", "output_bytes", "outputs", "patches", "scalars", "slots")
+    __slots__ = (
+        "arena_bytes",
+        "number",
+        "output_bytes",
+        "outputs",
+        "patches",
+        "scalars",
+        "slots",
+        "values",
+    )
 
-    def __init__(self, number: Callable[[Any], Any]) -> None:
+    def __init__(self, values: tuple[int, ...], number: Callable[[Any], Any]) -> None:
+        self.values = values
         self.number = number
         self.outputs: list[Output] = []
         self.output_bytes: list[int] = []
@@ -246,6 +257,8 @@ class StaticProgram:
             self._holds = scope.holds()
             self._names = scope.symbols
             first = scope.hints()
+        slots = sum(len(found.pointers) + len(found.sized) for found in tables)
+        self._kept = max(_KEPT_SLOTS // (slots + 50), 16)
         self._current = self.at_values(first)
         self._shown: Sized = self._current
         self.outputs = self._shown.outputs
@@ -274,7 +287,7 @@ class StaticProgram:
             self._at.move_to_end(values)
             return found
         made = self._at[values] = self._made(values)
-        if len(self._at) > _KEPT:
+        if len(self._at) > self._kept:
             self._at.popitem(last=False)
         return made
 
@@ -293,7 +306,7 @@ class StaticProgram:
             more = [-(-v // (step := 1 << max(v.bit_length() - 2, 0))) * step for v in values]
             return np.array(self._values(*more), np.int64)
 
-        made = Sized(number)
+        made = Sized(values, number)
         offsets, made.arena_bytes = self._arena.plan(found, grown if self._names else None)
         made.output_bytes = [number(n) for n in self._output_bytes]
         made.outputs = [

@@ -32,7 +32,7 @@ from tilewright.tensor.tree import leaves
 __all__ = ["Compiled", "compile"]
 
 _MANY: Final = 64  # programs of one function beyond which something is wrong
-_SHORTCUTS: Final = 256  # layouts of arguments whose program is known
+_SHORTCUTS: Final = 4096  # layouts of arguments whose program is known
 
 
 @overload
@@ -89,7 +89,8 @@ class Compiled:
     def __init__(self, fn: Callable[..., Any], dynamic: Dynamic | None = None) -> None:
         self._fn = fn
         self._dynamic = dynamic
-        self._entries: dict[Any, list[tuple[Entry, Sized]]] = {}  # a shortcut, by exact layouts
+        # a shortcut, by exact layouts: programs, of those with symbols the values
+        self._entries: dict[Any, list[tuple[Entry, Sized | tuple[int, ...]]]] = {}
         self._families: dict[Any, _Family] = {}
         self._outside: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # by id; with a number
         self._count = itertools.count()
@@ -126,8 +127,10 @@ class Compiled:
         exact = key, layouts, known
         for entry, sized in self._entries.get(exact, ()):
             if entry.holds(tensors):
+                if sized.__class__ is tuple:
+                    sized = entry.program.at_values(sized)
                 try:
-                    return entry.run(tensors, sized)
+                    return entry.run(tensors, sized)  # type: ignore[arg-type]
                 except StaleError:
                     self._forget(entry)
         kinds = tuple([(len(shape), dtype) for shape, _, dtype in layouts])
@@ -205,7 +208,8 @@ class Compiled:
     def _remember(self, exact: Any, entry: Entry, sized: Sized) -> None:
         if len(self._entries) >= _SHORTCUTS:
             self._entries.clear()
-        self._entries.setdefault(exact, []).append((entry, sized))
+        known = sized.values or sized
+        self._entries.setdefault(exact, []).append((entry, known))
 
     def _forget(self, entry: Entry) -> None:
         for family in self._families.values():
