@@ -7,6 +7,8 @@ from functools import partial
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from tilewright.errors import FormatError, UnsupportedError
 from tilewright.graph import Node
 from tilewright.onnx.ops.microsoft_attention import self_attention
@@ -15,8 +17,9 @@ from tilewright.onnx.ops.recurrent import lstm
 from tilewright.onnx.registry import Call, op
 from tilewright.ops import qlinear, qlinear_elementwise, reductions
 from tilewright.ops.activations import leaky_relu
-from tilewright.ops.arithmetic import add, literal, mul
+from tilewright.ops.arithmetic import add, floor, literal, mul, reciprocal
 from tilewright.ops.comparison import where
+from tilewright.ops.constants import constant, folded
 from tilewright.ops.elementwise import sigmoid
 from tilewright.ops.integer_layout import channels_first
 from tilewright.ops.pool import avg_pool
@@ -154,7 +157,10 @@ def qlinear_softmax(
     x: Tensor, x_scale: Tensor, x_zero: Any, y_scale: Tensor, y_zero: Any, *,
     axis: int = -1, opset: int, ctx: Call,
 ) -> Tensor:  # fmt: skip
-    """Softmax along an axis (before opset 13: from it on), computed in f32."""
+    """Softmax along an axis (before opset 13: from it on), computed in f32.
+
+    As ONNX Runtime has it, results are multiplied by ``floor(1 / y_scale)``.
+    """
 
     def softmax(v: Node) -> Node:
         if opset >= 13:
@@ -166,7 +172,9 @@ def qlinear_softmax(
     node = node_of(ctx, x)
     sx, zx = _quantised(ctx, x_scale, x_zero, node)
     sy, zy = _quantised(ctx, y_scale, y_zero, node)
-    return Tensor(quantize(softmax(dequantize(node, sx, zx)), sy, zy))
+    steps = folded(floor(reciprocal(sy)))
+    one = constant(np.ones((), np.float32))
+    return Tensor(quantize(mul(softmax(dequantize(node, sx, zx)), steps), one, zy))
 
 
 @op("QLinearWhere", domain=MS)
