@@ -13,7 +13,7 @@ from tilewright.compiler.static import build
 from tilewright.dtypes import f32
 from tilewright.graph import Node, data_node, scalar_node
 from tilewright.ops import elementwise as ew
-from tilewright.ops import reductions, table, views
+from tilewright.ops import gemm, reductions, table, views
 from tilewright.runtime.buffers import Buffer, empty, from_array
 from tilewright.runtime.launch import default_target, pool_of
 from tilewright.runtime.memory import take
@@ -181,3 +181,21 @@ def test_copies_that_turn_axes_round() -> None:
         np.testing.assert_array_equal(run([y], 1)[0], x.transpose(axes))
         z = views.copy(views.permute(leaf(x[:, ::-1, :, 1:]), axes))
         np.testing.assert_array_equal(run([z], 2)[0], x[:, ::-1, :, 1:].transpose(axes))
+
+
+def test_concatenations_are_written_by_what_makes_their_parts() -> None:
+    rng = np.random.default_rng(0)
+    a, b, x = (rng.standard_normal(s, np.float32) for s in ((16, 48), (48, 32), (8, 32)))
+    first = gemm.bmm(leaf(a), leaf(b))
+    second = gemm.bmm(leaf(x), leaf(b[:32]))
+    twice = gemm.bmm(leaf(a[:4]), leaf(b))
+    both = views.concat([first, second, leaf(x), twice, twice], 0)
+    roots = [both, ew.relu(both)]
+    program = build(roots, default_target(), pool_of(1), pending(roots))
+    names = program.launch_names()
+    assert sum("copy" in name for name in names) == 3, names  # x, and what comes twice
+    want = np.concatenate([a @ b, x @ b[:32], x, a[:4] @ b, a[:4] @ b])
+    for threads in (1, 2):
+        got = run(roots, threads)
+        np.testing.assert_allclose(got[0], want, 1e-5, 1e-5)
+        np.testing.assert_array_equal(got[1], np.maximum(got[0], 0))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,7 +31,7 @@ from tilewright.errors import UnsupportedError
 from tilewright.graph import Node, data_node
 from tilewright.ops import table
 from tilewright.ops.calls import KernelCall
-from tilewright.runtime.buffers import Buffer, dense_strides
+from tilewright.runtime.buffers import ALIGN, Buffer, dense_strides
 from tilewright.sizes import SizeLike, may_be_other, whole
 
 __all__ = ["MIDDLE", "Builder", "HostCall", "Output", "Storage"]
@@ -118,6 +119,8 @@ class Builder:
         self.group_of = {m: g for g in self.groups for m in g.members}
         self.stored: set[Node] = set()
         self._mark(roots)
+        self.placed: dict[Node, tuple[Node, int]] = {}  # part of which concatenation, from where
+        self._place(roots)
         for unit in self._scheduled():
             self._emit(unit)
         self.outputs = [self._output(root) for root in roots]
@@ -162,6 +165,32 @@ class Builder:
                 self._need_outside(source, group)
         elif self.group_of.get(node) is not group:
             self._need(node)
+
+    def _place(self, roots: Sequence[Node]) -> None:
+        """Find what can be computed where a concatenation wants it: one reader, in one piece."""
+        users = Counter(i for n in self.order if n.value is None for i in n.inputs)
+        users.update(roots)
+        for node in self.order:
+            if node.op != "concat" or node.value is not None or node in self.behind:
+                continue
+            axis, at = node.attrs["axis"], 0
+            if any(type(n) is not int for n in node.shape) or math.prod(node.shape[:axis]) != 1:
+                continue
+            for one in node.inputs:
+                offset = at * math.prod(node.shape[axis + 1 :])
+                aligned = offset * node.dtype.nbytes % ALIGN == 0
+                if users[one] == 1 and aligned and self._has_kernel(one):
+                    self.placed[one] = node, offset
+                at += one.shape[axis]
+
+    def _has_kernel(self, node: Node) -> bool:
+        """Whether kernels of the node's own write its one result."""
+        if node.value is not None or node.is_leaf or node.op == "part" or node in self.group_of:
+            return False
+        entry = table.get(node.op)
+        if node in self.cheap or node.op in _PIECEWISE or entry.infer_parts is not None:
+            return False
+        return entry.calls is not None and entry.state is None and entry.wrap is None
 
     # --- order -----------------------------------------------------------------------------------
 
@@ -302,7 +331,7 @@ class Builder:
             for part in self.parts.get(node, ()):
                 self.buffers[part] = outs[part.attrs["index"]]
         else:
-            outs = self.buffers[node] = self._fresh(node.dtype, node.shape)
+            outs = self.buffers[node] = self._result(node)
         if entry.calls is None:
             if not entry.host:
                 raise UnsupportedError(f"op {node.op} has no kernel")
@@ -313,6 +342,15 @@ class Builder:
         if entry.workspace is not None:
             extra = [[self._fresh(*one) for one in entry.workspace(node)]]
         self.calls += entry.calls(node, inputs, outs, *extra)
+
+    def _result(self, node: Node) -> Buffer:
+        """Memory for a result: its own, or part of a concatenation's."""
+        if node not in self.placed:
+            return self._fresh(node.dtype, node.shape)
+        whole_, offset = self.placed[node]
+        if whole_ not in self.buffers:
+            self.buffers[whole_] = self._fresh(whole_.dtype, whole_.shape)
+        return self.buffers[whole_].view(node.shape, None, offset)  # type: ignore[arg-type]
 
     def _emit_group(self, group: Group, outputs: list[Node]) -> None:
         reads: dict[Node, Buffer] = {}
@@ -339,7 +377,9 @@ class Builder:
     def _emit_pieces(self, node: Node) -> None:
         """Pads and concatenations: copies into parts of the result."""
         leaf = self.behind.get(node)
-        if leaf is None:
+        if node in self.buffers:  # some of it has been computed there
+            out = self.buffers[node]
+        elif leaf is None:
             out = self._fresh(node.dtype, node.shape)
         else:
             cache = self.buffers[leaf]
@@ -364,7 +404,7 @@ class Builder:
         axis, at = node.attrs["axis"], 0
         for i, one in enumerate(node.inputs):
             source = self._buffer(one)
-            if source.size and not (leaf is not None and i == 0):
+            if source.size and one not in self.placed and not (leaf is not None and i == 0):
                 self._copy(source, out.view(source.shape, out.strides, at * out.strides[axis]))
             at += source.shape[axis]
 
