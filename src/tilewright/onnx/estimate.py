@@ -87,7 +87,8 @@ def _shapes(model: Model, dims: Mapping[str, int], assumed: dict[str, int]) -> S
     constants = model.graph.constants
     graph.node.extend(n.proto for n in model.graph.nodes)
     for info in model.graph.inputs:
-        if info.kind != "tensor" or info.shape is None:
+        known = info.elements.upper() in _element_types()
+        if info.kind != "tensor" or info.shape is None or not known:
             graph.input.append(onnx.ValueInfoProto(name=info.name))
             continue
         sizes = []
@@ -105,13 +106,13 @@ def _shapes(model: Model, dims: Mapping[str, int], assumed: dict[str, int]) -> S
             graph.input.append(onnx.helper.make_tensor_value_info(name, kind, array.shape))
     graph.output.extend(onnx.ValueInfoProto(name=o.name) for o in model.graph.outputs)
     imports = [onnx.helper.make_opsetid(d, v) for d, v in model.opsets.items()]
-    proto = onnx.helper.make_model(graph, opset_imports=imports)
-    for function in model.functions.values():
-        proto.functions.append(function.proto)
+    wrong = onnx.shape_inference.InferenceError, onnx.checker.ValidationError
     try:
+        proto = onnx.helper.make_model(graph, opset_imports=imports)
+        proto.functions.extend(f.proto for f in model.functions.values())
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError):
-        inferred = graph
+    except (*wrong, RuntimeError, ValueError):
+        inferred = graph  # what is wrong is said elsewhere; ValueError: names that are not UTF-8
     found: dict[str, tuple[tuple[int, ...], float]] = {}
     for value in (*inferred.value_info, *inferred.input, *inferred.output):
         tensor = value.type.tensor_type
@@ -122,6 +123,12 @@ def _shapes(model: Model, dims: Mapping[str, int], assumed: dict[str, int]) -> S
             found[value.name] = tuple(shape), _element_bytes(tensor.elem_type)
     found |= {name: (a.shape, a.itemsize) for name, a in constants.items()}
     return found
+
+
+def _element_types() -> frozenset[str]:
+    import onnx
+
+    return frozenset(name for name, _ in onnx.TensorProto.DataType.items())
 
 
 def _element_bytes(kind: int) -> float:

@@ -96,7 +96,10 @@ def computed(operator: Operator, args: Sequence[Any], keywords: Mapping[str, Any
     """
     try:
         results = operator.function(*args, **keywords)
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        strange = any(a is None or isinstance(a, list) for a in args)
+        if isinstance(error, AttributeError) and not strange:
+            raise  # nothing was given that lacks attributes of tensors: a mistake of ours
         got = ", ".join(_summary(a) for a in args)
         raise FormatError(
             f"cannot be computed from ({got}): {type(error).__name__}: {error}"

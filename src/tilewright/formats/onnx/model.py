@@ -253,7 +253,7 @@ def domain_of(name: str) -> str:
 def _opsets(imports: Any) -> dict[str, int]:
     found: dict[str, int] = {}
     for one in imports:
-        domain = domain_of(one.domain)
+        domain = domain_of(_text(one.domain))
         if not 0 <= one.version < 1 << 31:
             raise FormatError(f"operator set {domain or 'ai.onnx'} has version {one.version}")
         found[domain] = max(one.version, found.get(domain, 0))
