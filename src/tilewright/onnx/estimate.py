@@ -10,6 +10,8 @@ less than that.
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -33,6 +35,14 @@ _VIEWS: Final = frozenset(
     )
 )
 _FREE: Final = _VIEWS | {"Transpose", "Slice", "Split", "Expand"}
+
+_SECONDS: Final = 30.0
+_INFER: Final = """
+import sys, onnx
+model = onnx.load_from_string(sys.stdin.buffer.read())
+inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+sys.stdout.buffer.write(inferred.SerializeToString())
+"""
 
 Shapes = Mapping[str, tuple[tuple[int, ...], float]]
 """By name of a value its shape and bytes per element."""
@@ -106,13 +116,9 @@ def _shapes(model: Model, dims: Mapping[str, int], assumed: dict[str, int]) -> S
             graph.input.append(onnx.helper.make_tensor_value_info(name, kind, array.shape))
     graph.output.extend(onnx.ValueInfoProto(name=o.name) for o in model.graph.outputs)
     imports = [onnx.helper.make_opsetid(d, v) for d, v in model.opsets.items()]
-    wrong = onnx.shape_inference.InferenceError, onnx.checker.ValidationError
-    try:
-        proto = onnx.helper.make_model(graph, opset_imports=imports)
-        proto.functions.extend(f.proto for f in model.functions.values())
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    except (*wrong, RuntimeError, ValueError):
-        inferred = graph  # what is wrong is said elsewhere; ValueError: names that are not UTF-8
+    proto = onnx.helper.make_model(graph, opset_imports=imports)
+    proto.functions.extend(f.proto for f in model.functions.values())
+    inferred = _inferred(proto)
     found: dict[str, tuple[tuple[int, ...], float]] = {}
     for value in (*inferred.value_info, *inferred.input, *inferred.output):
         tensor = value.type.tensor_type
@@ -123,6 +129,35 @@ def _shapes(model: Model, dims: Mapping[str, int], assumed: dict[str, int]) -> S
             found[value.name] = tuple(shape), _element_bytes(tensor.elem_type)
     found |= {name: (a.shape, a.itemsize) for name, a in constants.items()}
     return found
+
+
+def _inferred(proto: Any) -> Any:
+    """The graph with the shapes that onnx infers, or as it was.
+
+    In a process of its own: onnx's C++ ends the process on some models that contradict themselves.
+    """
+    import onnx
+
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _INFER],
+            input=proto.SerializeToString(),
+            capture_output=True,
+            timeout=_SECONDS,
+            check=True,
+        )
+        made = onnx.ModelProto()
+        made.ParseFromString(done.stdout)
+    except (subprocess.SubprocessError, OSError, ValueError, _protobuf_error()):
+        return proto.graph
+    return made.graph
+
+
+def _protobuf_error() -> type[Exception]:
+    """What protobuf raises for bytes that are no message."""
+    from google.protobuf.message import Error
+
+    return Error
 
 
 def _element_types() -> frozenset[str]:
