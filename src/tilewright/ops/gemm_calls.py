@@ -53,11 +53,11 @@ _SMALL = 64**3  # multiply-adds, per matrix, that are worth neither packing nor 
 _GATHERED = 8  # ...so many times less where b's rows are not in one piece...
 _RARE = 4  # ...so many times more in dtypes that are met rarely
 _WORTH = 1 << 18  # multiply-adds that are worth handing to another thread
-_FEW_ROWS = 16
+_FEW_ROWS = 16  # rows over which packing b would not pay
 _MOST_PANEL_ROWS = 256  # rows of a that a program multiplies with a packed panel
 _PROGRAMS = 4  # that a launch should have per thread, where rows can be split
-_PACK_FIRST_ROWS = 512  # rows from which b is packed once for all of them...
-_PACK_FIRST_BYTES = 8 << 20  # ...if it then stays in the last cache; twice the rows: anyway
+_PACK_FIRST_ROWS = 192  # rows from which b is packed once for all of them...
+_PACK_FIRST_BYTES = 32 << 20  # ...if it then stays in the last cache; twice the rows: anyway
 # The tile stands at row i, column j of the product number o, p.
 WINDOWS = {
     "full": "extras[{0}][o, p, i : i + acc.shape[0], j : j + acc.shape[1]]",
