@@ -326,3 +326,66 @@ def test_what_is_missing_says_so():
     model = single("Attention", feeds, domain=MICROSOFT, num_heads=2, do_rotary=1)
     with pytest.raises(UnsupportedError, match="do_rotary"):
         ours(model, feeds)
+
+
+def decoder_step():
+    """GroupQueryAttention as decoders have it: lengths come from the attention mask."""
+    import onnx
+
+    helper = onnx.helper
+    kinds = onnx.TensorProto
+    nodes = [
+        helper.make_node("Shape", ["mask"], ["shape"]),
+        helper.make_node("Gather", ["shape", "one"], ["n"]),
+        helper.make_node("Cast", ["n"], ["total"], to=kinds.INT32),
+        helper.make_node("ReduceSum", ["mask", "axes"], ["seen"], keepdims=0),
+        helper.make_node("Sub", ["seen", "one"], ["before"]),
+        helper.make_node("Cast", ["before"], ["last"], to=kinds.INT32),
+        helper.make_node(
+            "GroupQueryAttention", ["q", "k", "v", "pk", "pv", "last", "total", "cos", "sin"],
+            ["y", "k2", "v2"], domain=MICROSOFT, num_heads=4, kv_num_heads=2, do_rotary=1,
+        ),
+    ]  # fmt: skip
+    cos, sin = angles(8, 64)
+    constants = {"one": np.array(1), "axes": np.array([1]), "cos": cos, "sin": sin}
+    shapes = {
+        "q": ["b", "s", 64], "k": ["b", "s", 32], "v": ["b", "s", 32], "pk": ["b", 2, "p", 16],
+        "pv": ["b", 2, "p", 16], "mask": ["b", "t"],
+    }  # fmt: skip
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info(k, kinds.INT64 if k == "mask" else kinds.FLOAT, v)
+            for k, v in shapes.items()
+        ],
+        [helper.make_tensor_value_info(k, kinds.FLOAT, None) for k in ("y", "k2", "v2")],
+        [onnx.numpy_helper.from_array(v, k) for k, v in constants.items()],
+    )
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid(MICROSOFT, 1)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=8)
+
+
+@pytest.mark.parametrize("room", [0, 20])
+def test_one_program_decodes_at_every_length(room):
+    from tests.onnx.oracle import theirs
+
+    import tilewright.onnx
+
+    model = decoder_step()
+    session = tilewright.onnx.load(model, threads=1)
+    compiled = None
+    for n in (5, 6, 7, 8, 13):
+        feeds = grouped(1, 1, n, room=max(room - n, 0))
+        feeds = {k: feeds[k] for k in ("q", "k", "v", "pk", "pv")}
+        feeds["mask"] = np.ones((1, n + 1), np.int64)
+        got, want = session.run(feeds), theirs(model, feeds)
+        np.testing.assert_allclose(got["y"], want["y"], rtol=1e-4, atol=1e-5)
+        for name in ("k2", "v2"):
+            assert got[name].shape == want[name].shape
+            np.testing.assert_allclose(
+                got[name][:, :, : n + 1], want[name][:, :, : n + 1], rtol=1e-5, atol=1e-6
+            )
+        if n == 7:  # one trace at its own sizes, one for many
+            compiled = len(session.plan.shared.programs)
+    assert len(session.plan.shared.programs) == compiled

@@ -23,10 +23,13 @@ from tilewright.sizes import Size, maximum, minimum
 from tilewright.tensor import creation, manipulation
 from tilewright.tensor.core import Tensor
 
-__all__ = ["WANT_SIZES", "Sizes", "compute", "settled", "shape_value"]
+__all__ = ["TAKE_SIZES", "WANT_SIZES", "Sizes", "compute", "settled", "shape_value"]
 
 WANT_SIZES: Final = frozenset({"Reshape", "Expand", "ConstantOfShape", "Slice"})
 """Operators whose inputs on the host may be arrays of sizes that are symbols."""
+
+TAKE_SIZES: Final = frozenset({"GroupQueryAttention"})
+"""Operators that take :class:`Sizes` as they are, at any place."""
 
 
 class Sizes:

@@ -42,7 +42,7 @@ from tilewright.onnx.steps import (
     numbered,
     results_key,
 )
-from tilewright.onnx.symbolic import WANT_SIZES, Sizes, compute
+from tilewright.onnx.symbolic import TAKE_SIZES, WANT_SIZES, Sizes, compute
 from tilewright.onnx.values import (
     BFLOAT16,
     array_of_buffer,
@@ -259,7 +259,7 @@ class Trace:
 
     def _from_sizes(self, operator: Operator, position: int, value: Any) -> Any:
         """What an operator is given for an array of symbolic sizes."""
-        if not isinstance(value, Sizes):
+        if not isinstance(value, Sizes) or operator.name in TAKE_SIZES:
             return value
         if operator.wants_host(position):
             return value.elements if operator.name in WANT_SIZES else value.numbers()

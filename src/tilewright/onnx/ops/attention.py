@@ -13,15 +13,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from tilewright.dtypes import DType, bf16, f16, f32, f64
+from tilewright.dtypes import DType, bf16, f16, f32, f64, i64
 from tilewright.errors import ShapeError, UnsupportedError
+from tilewright.graph import scalar_node
 from tilewright.nn import functional as F
 from tilewright.onnx.ops.gathers import rows_at
 from tilewright.onnx.registry import Call, op
+from tilewright.ops import elementwise as ew
 from tilewright.ops import flash
 from tilewright.ops import linear_attention as recurrences
 from tilewright.tensor.core import Tensor
-from tilewright.tensor.creation import arange, full
+from tilewright.tensor.creation import full
 from tilewright.tensor.elementwise import exp, logical_and, maximum, tanh, where
 from tilewright.tensor.manipulation import broadcast_to, concat, pad, stack
 
@@ -76,30 +78,39 @@ def heads_joined(x: Tensor) -> Tensor:
     return x.permute(0, 2, 1, 3).reshape((b, t, h * d))
 
 
+def counted(n: Any, dtype: DType = i64) -> Tensor:
+    """0 to n - 1, also where n is a symbol."""
+    return Tensor(ew.iota((n,), 0, dtype))
+
+
 def visible_band(
-    queries: int, keys: int, offset: int | Tensor, causal: bool, left: int = -1, right: int = -1
+    queries: int, keys: int, offset: Any, causal: bool, left: int = -1, right: int = -1
 ) -> Tensor | None:
     """Which keys queries see that stand at ``offset + i``: (1 or B, 1, queries, keys) or None.
 
     With ``causal`` none behind the query; ``left`` and ``right``, unless -1, bound the distance.
-    ``offset`` may be (B,) integers.
+    ``offset`` may be a tensor, (B,) integers.
     """
     if causal:
         right = 0 if right < 0 else min(right, 0)
     if left < 0 and right < 0:
         return None
-    if isinstance(offset, int):
-        at = np.arange(queries)[:, None] + offset
-        j = np.arange(keys)[None, :]
-        seen = np.ones((queries, keys), bool)
-        if right >= 0:
-            seen &= j <= at + right
-        if left >= 0:
-            seen &= j >= at - left
-        return None if seen.all() else Tensor(seen[None, None])
+    if not isinstance(offset, Tensor):
+        if left < 0 and queries == 1 and offset + 1 + right >= keys:
+            return None  # one query at the end sees all
+        if all(isinstance(n, int) for n in (queries, keys, offset)):
+            at = np.arange(queries)[:, None] + offset
+            j = np.arange(keys)[None, :]
+            seen = np.ones((queries, keys), bool)
+            if right >= 0:
+                seen &= j <= at + right
+            if left >= 0:
+                seen &= j >= at - left
+            return None if seen.all() else Tensor(seen[None, None])
+        offset = Tensor(scalar_node(offset, i64))
     kind = offset.dtype
-    row = offset.reshape((-1, 1, 1, 1)) + arange(queries, dtype=kind).reshape((1, 1, -1, 1))
-    column = arange(keys, dtype=kind).reshape((1, 1, 1, -1))
+    row = offset.reshape((-1, 1, 1, 1)) + counted(queries, kind).reshape((1, 1, -1, 1))
+    column = counted(keys, kind).reshape((1, 1, 1, -1))
     found = None
     if right >= 0:
         found = column <= row + right
@@ -272,12 +283,12 @@ def attention(
     if past_key is not None and past_value is not None:
         k, v = concat([past_key, k], axis=2), concat([past_value, v], axis=2)
     t, length = q.shape[2], k.shape[2]
-    offset: int | Tensor = 0 if past_key is None else past_key.shape[2]
+    offset: Any = 0 if past_key is None else past_key.shape[2]
     visible = None
     if lengths is not None:
         if past_key is None:
             offset = lengths - t
-        row = arange(length, dtype=lengths.dtype).reshape((1, 1, 1, -1))
+        row = counted(length, lengths.dtype).reshape((1, 1, 1, -1))
         visible = row < lengths.reshape((-1, 1, 1, 1))
     bias = None
     if mask is not None:
@@ -291,7 +302,7 @@ def attention(
         else:
             bias = mask
     windows = left_window_size >= 0 or right_window_size >= 0
-    plain = bool(is_causal) and not windows and isinstance(offset, int) and offset == 0
+    plain = bool(is_causal) and not windows and past_key is None and lengths is None
     if not plain:
         band = visible_band(t, length, offset, bool(is_causal), left_window_size, right_window_size)
         visible = both(visible, band)

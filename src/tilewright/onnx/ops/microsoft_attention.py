@@ -14,15 +14,17 @@ from tilewright.onnx.ops.attention import (
     Kind,
     attend,
     both,
+    counted,
     heads_first,
     rotated,
     visible_band,
 )
 from tilewright.onnx.ops.gathers import rows_at
 from tilewright.onnx.registry import Call, op
+from tilewright.onnx.symbolic import Sizes
 from tilewright.ops import indexing
 from tilewright.tensor.core import Tensor, apply
-from tilewright.tensor.creation import arange, zeros
+from tilewright.tensor.creation import zeros
 from tilewright.tensor.elementwise import clip, logical_and, maximum, where
 from tilewright.tensor.manipulation import broadcast_to, concat, pad, stack
 
@@ -54,7 +56,7 @@ def padding_bias(
     """:func:`_padding`, or that of lengths."""
     if mask is None or mask.ndim != 1:
         return None if mask is None else _padding(mask, queries, keys, low)
-    at = arange(keys, dtype=mask.dtype).reshape((1, -1))
+    at = counted(keys, mask.dtype).reshape((1, -1))
     if mask.shape[0] == batch:
         seen = at < mask.reshape((-1, 1))
     elif mask.shape[0] == 2 * batch:
@@ -207,7 +209,7 @@ def written(cache: Tensor, new: Tensor, start: Tensor, length: int) -> Tensor:
     n, t = cache.shape[2], new.shape[2]
     if n < length:
         cache = pad(cache, [(0, 0), (0, 0), (0, length - n), (0, 0)])
-    at = arange(length, dtype=start.dtype).reshape((1, 1, -1, 1)) - start.reshape((-1, 1, 1, 1))
+    at = counted(length, start.dtype).reshape((1, 1, -1, 1)) - start.reshape((-1, 1, 1, 1))
     if t == 1:
         return where(at == 0, new, cache)
     inside = logical_and(at >= 0, at < t)
@@ -230,7 +232,7 @@ class _Cached:
     offset: int | Tensor
 
 
-def _room(ctx: Call, past: Tensor | None, new: int, total: Any) -> int:
+def _room(ctx: Call, past: Tensor | None, new: int, total: Any) -> Any:
     """The length of a cache that has room for ``total`` tokens.
 
     It keeps its length where they fit in (the caller's memory has room), else it grows. This may
@@ -239,6 +241,9 @@ def _room(ctx: Call, past: Tensor | None, new: int, total: Any) -> int:
     if past is None or past.shape[2] == 0:
         return new
     n = past.shape[2]
+    if isinstance(total, Sizes):
+        (wanted,) = total.elements.reshape(-1)
+        return n if wanted <= n else wanted
     whole = total if isinstance(total, Tensor) else ctx.trace.tensor(total)
     return max(n, int(ctx.value(maximum(whole, n)).item()))
 
@@ -332,7 +337,7 @@ def group_query_attention(
         if cos is None or sin is None:
             raise ShapeError("do_rotary wants cos_cache and sin_cache")
         if positions is None or positions.shape != (b, t):
-            steps = arange(t, dtype=i64).reshape((1, -1))
+            steps = counted(t, i64).reshape((1, -1))
             positions = steps if fresh else before.reshape((-1, 1)) + steps
         angles = [rows_at(table, positions) for table in (cos, sin)]
         c, s = (a.reshape((a.shape[0], 1, t, -1)) for a in angles)
@@ -344,7 +349,7 @@ def group_query_attention(
     plain = bool(causal) and fresh and left < 0
     visible = None if plain else visible_band(t, length, cached.offset, bool(causal), left)
     if not causal and not (fresh and b == 1):
-        seen = arange(length, dtype=i64).reshape((1, 1, 1, -1)) < valid.reshape((-1, 1, 1, 1))
+        seen = counted(length, i64).reshape((1, 1, 1, -1)) < valid.reshape((-1, 1, 1, 1))
         visible = both(visible, seen)
     if attention_bias is not None and attention_bias.shape[-1] != length:
         margin = [(0, 0)] * 3 + [(0, max(length - attention_bias.shape[-1], 0))]
@@ -437,7 +442,7 @@ def rotary_embedding(
     """x (B, T, H * D) or (B, H, T, D) turned; positions (B, T), or the first one's alone."""
     b, t = x.shape[0], x.shape[1] if x.ndim == 3 else x.shape[2]
     if positions.size == 1:
-        positions = positions.reshape((1, 1)) + arange(t, dtype=positions.dtype).reshape((1, -1))
+        positions = positions.reshape((1, 1)) + counted(t, positions.dtype).reshape((1, -1))
     angles = [rows_at(table, positions.reshape((-1, t))) for table in (cos, sin)]
     if x.ndim == 4:
         c, s = (a.reshape((a.shape[0], 1, t, -1)) for a in angles)
