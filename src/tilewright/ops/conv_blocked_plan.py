@@ -178,6 +178,12 @@ def _slab(piece: Pair, reach: Pair, strides: Sequence[int], plain: bool) -> Pair
     return rows, divide(columns, unit) * unit
 
 
+def _counts(most: int) -> list[int]:
+    """How many tiles a program may take of ``most``: all of them, a half, a third, ..., few."""
+    cuts = [*range(1, 65), *(1 << i for i in range(7, most.bit_length()))]
+    return sorted({divide(most, cut) for cut in cuts if cut <= most} | set(range(1, min(most, 8))))
+
+
 @lru_cache(maxsize=1024)
 def _pieces(
     out: Pair, tile: Pair, reach: Pair, strides: Pair, w: tuple[int, ...], batch: int, copies: bool
@@ -195,11 +201,10 @@ def _pieces(
     most = divide(out[1], tile[1])
     smallest = prod(_slab(tile, reach, strides, inner == 1)) * blocks * inner * 4
     limit = max(2 * _SLAB_BYTES if copies and not flat else _SLAB_BYTES, smallest * copies)
-    for across in (
-        range(1, most + 1) if flat else sorted({divide(most, d) for d in (1, 2, 4, most)})
-    ):
+    few = sorted({divide(most, d) for d in (1, 2, 4, most)})
+    for across in _counts(most) if flat or most > 16 else few:
         columns = min(out[1], across * tile[1])
-        for down in range(1, divide(out[0], tile[0]) + 1):
+        for down in _counts(divide(out[0], tile[0])):
             rows = min(out[0], down * tile[0])
             slab = 0
             if copies:
