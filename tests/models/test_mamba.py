@@ -19,6 +19,7 @@ from tilewright.models.load import model_config
 from tilewright.models.mamba import MambaConfig
 from tilewright.nn.mamba import MambaConfig as ModuleConfig
 from tilewright.nn.mamba import MambaLM
+from tilewright.train.recipes.decoders import read_config, read_decoder
 from tilewright.train.recipes.export import export_mamba
 
 IDS = [1, 5, 99, 7, 300, 42, 42, 8, 200, 3, 17]
@@ -160,6 +161,13 @@ def test_memory_does_not_grow_with_the_context(path: Path) -> None:
     assert isinstance(config, MambaConfig)
     assert config.memory_bytes(1) == config.memory_bytes(9999) == 4 * 3 * 80 * (6 + 3)
     assert "80 channels x 6 states" in config.summary()
+
+
+def test_adapters_are_refused(path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="a Mamba has no attention to adapt"):
+        read_decoder(path)
+    with pytest.raises(UnsupportedError, match="a Mamba has no attention to adapt"):
+        read_config(path)
 
 
 def test_files_that_lie_are_refused(path: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tilewright.formats.atomic import atomic_file
 from tilewright.formats.gguf import GGMLType, open_gguf, tensor_from_array, write_gguf
 from tilewright.formats.safetensors import open_safetensors, write_safetensors
 from tilewright.models.config import DecoderConfig, config_from_metadata
+from tilewright.models.mamba import ARCHITECTURE as MAMBA
 
 __all__ = [
     "DecoderWeights",
@@ -326,7 +327,17 @@ def read_config(path: str | os.PathLike[str]) -> DecoderConfig:
         content, where = _read_settings(name)
         return config_from_metadata(metadata_from_hugging_face(content, where), where)
     with open_gguf(name) as file:
-        return config_from_metadata(file.metadata, name)
+        return _transformer(file.metadata, name)
+
+
+def _transformer(metadata: Mapping[str, Any], path: str) -> DecoderConfig:
+    """The config; a Mamba, which runs but takes no adapters, is refused for what it is."""
+    if metadata.get("general.architecture") == MAMBA:
+        raise UnsupportedError(
+            f"{path}: a Mamba has no attention to adapt: adapters, merging and conversion are for "
+            "transformers"
+        )
+    return config_from_metadata(metadata, path)
 
 
 def _read_settings(folder: str) -> tuple[dict[str, Any], str]:
@@ -344,7 +355,7 @@ def _read_settings(folder: str) -> tuple[dict[str, Any], str]:
 
 def _read_gguf(path: str) -> DecoderWeights:
     with open_gguf(path) as file:
-        config = config_from_metadata(file.metadata, path)
+        config = _transformer(file.metadata, path)
         metadata = dict(file.metadata)
         if metadata.get("tokenizer.ggml.merges") == []:
             metadata["tokenizer.ggml.merges"] = np.array([], np.str_)
