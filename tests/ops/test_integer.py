@@ -15,7 +15,11 @@ from tilewright.graph import Node
 from tilewright.ops import integer, qlinear
 from tilewright.ops.constants import constant, folded, values
 from tilewright.ops.conv_shapes import output_sizes
-from tilewright.ops.integer_layout import channels_first, channels_last
+from tilewright.ops.integer_layout import (
+    channels_first,
+    channels_last,
+    quantize_channels_last,
+)
 from tilewright.ops.qlinear import Result
 
 Rng = np.random.Generator
@@ -133,6 +137,15 @@ def test_layout(shape: tuple[int, ...], layout: str) -> None:
     back = channels_first(moved, shape[1])
     np.testing.assert_array_equal(compiled(back), reference(x))
     assert channels_last(back) is moved
+
+
+@pytest.mark.parametrize("layout", ["dense", "transposed"])
+def test_quantising_moves_few_channels(layout: str) -> None:
+    values_ = np.random.default_rng(5).standard_normal((2, 3, 5, 7))
+    zero = leaf(np.int8(-3), i8)
+    node = quantize_channels_last(leaf(values_, f32, layout), leaf(np.float32(0.02), f32), zero)
+    check(node)
+    np.testing.assert_array_equal(compiled(node)[..., 3], 0)
 
 
 # --- what ONNX says ------------------------------------------------------------------------------

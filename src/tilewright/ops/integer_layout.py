@@ -19,18 +19,19 @@ from typing import Any
 import numpy as np
 
 from tilewright import lang as tl
-from tilewright.dtypes import DType, i8, u8, u32
+from tilewright.dtypes import DType, f32, i8, i32, u8, u32
 from tilewright.errors import ShapeError
 from tilewright.graph import Node, Shape, shape_of
 from tilewright.lang import Array, Const, program_id, unroll
 from tilewright.ops.calls import KernelCall
 from tilewright.ops.conv_shapes import planes
+from tilewright.ops.quantize import round_to, rounded
 from tilewright.ops.table import OpDef, make, register
 from tilewright.ops.views import reshape_strides, sizes_of
 from tilewright.runtime.buffers import Buffer
 from tilewright.runtime.launch import kernel
 
-__all__ = ["channels_first", "channels_last"]
+__all__ = ["channels_first", "channels_last", "quantize_channels_last"]
 
 
 @kernel
@@ -66,6 +67,26 @@ def move_few_channels(x: Array, y: Array, N: Const):
     y[b, d, h, at : at + N] = total
 
 
+@kernel
+def quantize_few_channels(
+    x: Array, scale: Array, zero: Array, y: Array, C: Const, N: Const, D: Const
+):
+    """Words y (B, D, H, W) of C channels of f32 x (B, C, D, H, W), quantised.
+
+    Grid (W / N, B * D * H).
+    """
+    at, line = program_id(0) * N, program_id(1)
+    h, plane = line % y.shape[2], line // y.shape[2]
+    d, b = plane % y.shape[1], plane // y.shape[1]
+    s, z = scale[0], zero[0].to(i32)
+    low, high = (-128, 127) if D is i8 else (0, 255)
+    total = tl.zeros((N,), u32)
+    for j in unroll(C):
+        q = round_to(x[b, j, d, h, at : at + N] / s, z, low, high, i32)
+        total = total | ((q.to(u32) & 255) << (8 * j))
+    y[b, d, h, at : at + N] = total
+
+
 def _last_infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:
     (x,) = inputs
     if x.dtype not in (u8, i8) or len(x.shape) < 2:
@@ -81,11 +102,8 @@ def _last_reference(x: np.ndarray) -> np.ndarray:
 
 def _last_calls(node: Node, inputs: Sequence[Buffer], out: Buffer) -> list[KernelCall]:
     (x,) = inputs
-    n, c, *size = x.shape
-    words = out.shape[-1] // 4
-    flat = (n, c, 1, 1, prod(size))
-    steps = reshape_strides(x.shape, x.strides, flat)
-    wide = planes(x) if steps is None else x.view(flat, steps)
+    n, words = x.shape[0], out.shape[-1] // 4
+    wide = _planes_of(x)
     if words == 1:
         few = out.view((n, *wide.shape[2:]), None, 0, u32)
         lines = (-(-wide.shape[4] // 256), n * wide.shape[2] * wide.shape[3])
@@ -105,6 +123,47 @@ def channels_last(x: Node) -> Node:
     if x.op == "channels_first":
         return x.inputs[0]
     return make("channels_last", x)
+
+
+def _planes_of(x: Buffer) -> Buffer:
+    """x (N, C, *size) as (N, C, 1, 1, S), or with its axes where they cannot be one."""
+    flat = (*x.shape[:2], 1, 1, prod(x.shape[2:]))
+    steps = reshape_strides(x.shape, x.strides, flat)
+    return planes(x) if steps is None else x.view(flat, steps)
+
+
+def _quantized_infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:
+    x, scale, zero = inputs
+    if x.dtype is not f32 or zero.dtype not in (u8, i8) or scale.shape or zero.shape:
+        raise ShapeError(f"quantize_channels_last wants f32 and two numbers, got {inputs}")
+    if len(x.shape) < 3 or not 0 < sizes_of(x)[1] <= 4:
+        raise ShapeError(f"quantize_channels_last wants up to four channels, got {x!r}")
+    return (x.shape[0], *x.shape[2:], 4), zero.dtype
+
+
+def _quantized_reference(x: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
+    info = np.iinfo(zero.dtype)
+    return _last_reference(rounded(x / scale, zero, int(info.min), int(info.max), zero.dtype))
+
+
+def _quantized_calls(node: Node, inputs: Sequence[Buffer], out: Buffer) -> list[KernelCall]:
+    x, scale, zero = inputs
+    wide = _planes_of(x)
+    y = out.view((out.shape[0], *wide.shape[2:]), None, 0, u32)
+    grid = (-(-wide.shape[4] // 128), wide.shape[0] * wide.shape[2] * wide.shape[3])
+    consts = {"C": x.shape[1], "N": 128, "D": node.dtype}
+    numbers = (scale.view((1,), (1,)), zero.view((1,), (1,)))
+    return [KernelCall(quantize_few_channels, grid, (wide, *numbers, y), consts)]
+
+
+register(
+    OpDef("quantize_channels_last", _quantized_infer, _quantized_reference, calls=_quantized_calls)
+)
+
+
+def quantize_channels_last(x: Node, scale: Node, zero: Node) -> Node:
+    """``channels_last(quantize(x, scale, zero))`` of f32 x (N, C, *size), up to four channels."""
+    return make("quantize_channels_last", x, scale, zero)
 
 
 def _first_infer(inputs: Sequence[Node], attrs: Mapping[str, Any]) -> tuple[Shape, DType]:

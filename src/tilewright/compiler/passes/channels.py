@@ -18,8 +18,9 @@ from tilewright.compiler.fusion import REDUCTIONS, is_elementwise, pending, redu
 from tilewright.dtypes import DType, i8, u8
 from tilewright.graph import Node
 from tilewright.ops.constants import constant, values
-from tilewright.ops.integer_layout import channels_first
+from tilewright.ops.integer_layout import channels_first, quantize_channels_last
 from tilewright.ops.integer_moves import affine_fit, byte_join, byte_max_pool
+from tilewright.ops.quantize import limits
 from tilewright.ops.table import make
 from tilewright.ops.views import slice_
 
@@ -93,7 +94,7 @@ class _Pass:
     def _rewritten(self, node: Node, inputs: tuple[Node, ...]) -> Node | None:
         if node.op == "channels_last":
             found = self.planes.get(inputs[0])
-            return None if found is None else self._inner(found)
+            return self._moved(inputs[0]) if found is None else self._inner(found)
         if node.op == "part":
             return self._pooled(node, inputs[0])
         if node.op == "slice":
@@ -103,6 +104,17 @@ class _Pass:
         if is_elementwise(node) and node.op != "broadcast":
             return self._inside(node, inputs)
         return None
+
+    def _moved(self, x: Node) -> Node | None:
+        """A quantisation of few channels that moves them at once."""
+        if x.op != "quantize" or x.value is not None or x.dtype not in (u8, i8):
+            return None
+        source, scale, zero = x.inputs
+        few = len(source.shape) > 2 and isinstance(source.shape[1], int) and source.shape[1] <= 4
+        whole = (x.attrs["low"], x.attrs["high"]) == limits(x.dtype)
+        if not few or not whole or scale.shape or zero.shape or source.shape != x.shape:
+            return None
+        return quantize_channels_last(source, scale, zero)
 
     # --- inside the view -------------------------------------------------------------------------
 
