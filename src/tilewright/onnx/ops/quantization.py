@@ -15,20 +15,20 @@ import numpy as np
 from tilewright.dtypes import bf16, f16, f32, i32
 from tilewright.errors import DTypeError, ShapeError, UnsupportedError
 from tilewright.graph import Node
+from tilewright.onnx.ops.convolution import pad_pairs
 from tilewright.onnx.registry import Call, op
 from tilewright.onnx.values import dtype_of
 from tilewright.ops import qlinear, reductions
 from tilewright.ops.arithmetic import div, literal, mul, sub
 from tilewright.ops.comparison import eq, maximum, minimum, where
 from tilewright.ops.constants import constant, folded
-from tilewright.ops.conv import same_padding
 from tilewright.ops.creation import cast
 from tilewright.ops.quantize import dequantize, quantize
 from tilewright.ops.views import broadcast, reshape, sizes_of
 from tilewright.ops.views import slice_ as take_slice
 from tilewright.tensor.core import Tensor
 
-__all__ = ["known", "node_of", "pad_pairs", "per_axis", "small_array"]
+__all__ = ["known", "node_of", "per_axis", "small_array"]
 
 
 # --- what the quantised families share -----------------------------------------------------------
@@ -50,25 +50,6 @@ def node_of(ctx: Call, value: Tensor | np.ndarray | None) -> Node:
 def known(ctx: Call, *values: Tensor | None) -> list[Node | None]:
     """:func:`node_of` of each that is there."""
     return [None if v is None else node_of(ctx, v) for v in values]
-
-
-def pad_pairs(
-    size: Sequence[int],
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    dilation: Sequence[int],
-    pads: Sequence[int] | None,
-    auto_pad: str,
-) -> tuple[tuple[int, int], ...]:
-    """ONNX padding as a pair per spatial axis."""
-    rank = len(size)
-    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        return same_padding(size, kernel, strides, dilation, auto_pad == "SAME_UPPER")
-    if auto_pad == "VALID" or not pads:
-        return ((0, 0),) * rank
-    if len(pads) != 2 * rank:
-        raise ShapeError(f"{rank} spatial axes want {2 * rank} pads, got {tuple(pads)}")
-    return tuple(zip(pads[:rank], pads[rank:]))
 
 
 def per_axis(value: Node, x: Node, axis: int, block: int = 0) -> Node:
@@ -260,7 +241,7 @@ def conv_sizes(
         raise ShapeError(f"kernel_shape {tuple(kernel)} of a weight {tuple(w.shape)}")
     strides = attrs["strides"] or (1,) * rank
     dilation = attrs["dilations"] or (1,) * rank
-    pads = pad_pairs(x.shape[2:], kernel, strides, dilation, attrs["pads"], attrs["auto_pad"])
+    pads = pad_pairs(attrs["auto_pad"], attrs["pads"], x.shape[2:], kernel, strides, dilation)
     return strides, pads, dilation, attrs["group"]
 
 

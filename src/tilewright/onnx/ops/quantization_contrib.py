@@ -11,8 +11,9 @@ import numpy as np
 
 from tilewright.errors import FormatError, UnsupportedError
 from tilewright.graph import Node
+from tilewright.onnx.ops.convolution import pad_pairs
 from tilewright.onnx.ops.microsoft_attention import self_attention
-from tilewright.onnx.ops.quantization import conv_sizes, dynamic_bytes, known, node_of, pad_pairs
+from tilewright.onnx.ops.quantization import conv_sizes, dynamic_bytes, known, node_of
 from tilewright.onnx.ops.recurrent import lstm
 from tilewright.onnx.registry import Call, op
 from tilewright.ops import qlinear, qlinear_elementwise, reductions
@@ -125,7 +126,7 @@ def qlinear_average_pool(
     sy, zy = _quantised(ctx, y_scale, y_zero, node)
     rank = len(kernel_shape)
     steps = strides or (1,) * rank
-    pairs = pad_pairs(sizes_of(node)[2:], kernel_shape, steps, (1,) * rank, pads, auto_pad)
+    pairs = pad_pairs(auto_pad, pads, sizes_of(node)[2:], kernel_shape, steps, (1,) * rank)
     mean = avg_pool(
         dequantize(node, sx, zx), kernel_shape, steps, pairs, 1, bool(ceil_mode),
         bool(count_include_pad),
