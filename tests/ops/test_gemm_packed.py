@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tilewright.compiler.fusion import pending
 from tilewright.compiler.realize import realize
+from tilewright.compiler.static import build
 from tilewright.dtypes import DType, bf16, f16, f32, from_float32, to_float32
 from tilewright.errors import ShapeError
 from tilewright.graph import Node, data_node
@@ -16,6 +18,8 @@ from tilewright.ops import table, views
 from tilewright.ops.gemm import bmm
 from tilewright.ops.gemm_packed import bmm_packed, pack_matrix
 from tilewright.runtime.buffers import Buffer, from_array
+from tilewright.runtime.launch import default_target, pool_of
+from tilewright.runtime.memory import take
 
 RNG = np.random.default_rng(0)
 
@@ -117,3 +121,25 @@ def test_refusals() -> None:
         bmm_packed(made(f32, 3, 31), packed, 400, of=f32)
     with pytest.raises(ShapeError, match="no packed product"):
         bmm_packed(made(f16, 3, 30), packed, 40, of=f32)
+
+
+@pytest.mark.parametrize("compute", [None, bf16])
+def test_any_number_of_threads(compute: DType | None) -> None:
+    """Programs whose rows overlap write the same bits."""
+    a, b, more = made(f32, 300, 200), made(f32, 200, 70), made(f32, 300, 70)
+    found = []
+    for threads in (1, 2, 3):
+        node = bmm_packed(a, pack_matrix(b.value, compute), 70, of=f32, compute=compute)
+        root = ew.add(ew.silu(node), more)
+        order = pending([root])
+        program = build([root], default_target(), pool_of(threads), order)
+        (memory,) = (take(n) for n in program.output_bytes)
+        arena = take(program.arena_bytes)
+        leaves = [n.value.pointer for n in order if n.value is not None]
+        program.run([*leaves, memory.pointer, arena.pointer], [])
+        out = program.outputs[0]
+        found.append(
+            np.array(Buffer(f32, out.shape, out.strides, memory.pointer + out.offset).numpy())
+        )
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
