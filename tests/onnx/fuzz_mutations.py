@@ -155,12 +155,16 @@ def _damage_tensor(rng: random.Random, tensor: onnx.TensorProto) -> None:
                 onnx.StringStringEntryProto(key=k, value=v) for k, v in facts.items()
             )
         case _ if tensor.data_type == onnx.TensorProto.INT64 and tensor.HasField("raw_data"):
-            values = np.frombuffer(tensor.raw_data, np.int64).copy()
+            values = np.frombuffer(
+                tensor.raw_data[: len(tensor.raw_data) // 8 * 8], np.int64
+            ).copy()
             if values.size:
                 values[rng.randrange(values.size)] = rng.choice(ABSURD)
                 tensor.raw_data = values.tobytes()
         case _ if tensor.data_type == onnx.TensorProto.FLOAT and tensor.HasField("raw_data"):
-            floats = np.frombuffer(tensor.raw_data, np.float32).copy()
+            floats = np.frombuffer(
+                tensor.raw_data[: len(tensor.raw_data) // 4 * 4], np.float32
+            ).copy()
             if floats.size:
                 floats[rng.randrange(floats.size)] = rng.choice(FLOATS)
                 tensor.raw_data = floats.tobytes()

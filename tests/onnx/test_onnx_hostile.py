@@ -206,6 +206,7 @@ def weight(**fields):
      {"data_type": 1, "dims": [1 << 40]},
      {"data_type": 1, "dims": [1 << 32, 1 << 32], "float_data": [1.0]},
      {"data_type": 1, "dims": [-1], "raw_data": b"\0" * 4},
+     {"data_type": 1, "dims": [0, 1 << 40, 1 << 40], "raw_data": b""},
      {"data_type": 1, "dims": [2], "raw_data": b"\0" * 7},
      {"data_type": 8, "dims": [1 << 40], "string_data": [b"a"]},
      {"data_type": 8, "dims": [1], "raw_data": b"text"},

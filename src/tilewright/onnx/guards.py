@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -107,9 +108,17 @@ def computed(operator: Operator, args: Sequence[Any], keywords: Mapping[str, Any
     except MemoryError as error:
         raise OutOfMemoryError(f"does not fit into memory: {error}") from error
     for one in results if isinstance(results, tuple) else (results,):
-        if isinstance(one, Tensor) and any(n < 0 for n in one.shape):
-            raise ShapeError(f"a result has negative sizes: {list(one.shape)}")
+        if isinstance(one, Tensor):
+            _check_sizes(one.shape)
     return results
+
+
+def _check_sizes(shape: Sequence[Any]) -> None:
+    known = [n for n in shape if isinstance(n, int)]  # symbols take notes of questions
+    if any(n < 0 for n in known):
+        raise ShapeError(f"a result has negative sizes: {list(shape)}")
+    if 0 in known and math.prod(n for n in known if n) >= 1 << 56:  # else memory is lacking
+        raise ShapeError(f"a result has sizes {list(shape)}, which no array has")
 
 
 def _summary(value: Any) -> str:

@@ -82,6 +82,8 @@ def tensor_array(
         raise FormatError(f"has {len(dims)} axes, at most 64 can be held", path=path, tensor=name)
     if any(n < 0 for n in dims):
         raise FormatError(f"has negative sizes {dims}", path=path, tensor=name)
+    if math.prod(n for n in dims if n) >= 1 << 56:  # beside an axis of zero, say
+        raise FormatError(f"has sizes {dims}, which no array has", path=path, tensor=name)
     dtype = numpy_dtype(proto.data_type, f"tensor {name!r}")
     count = math.prod(dims)
     bits = _bits(proto.data_type, dtype)
