@@ -170,7 +170,7 @@ def _external(proto: Any, wanted: int, folder: Path | None, path: object, name: 
     try:
         file = (root / location).resolve()
         inside = file.is_relative_to(root) and file != root
-    except (OSError, ValueError, RuntimeError):  # a zero byte, a circle of links
+    except (OSError, TypeError, ValueError, RuntimeError):  # no UTF-8, a zero, a circle of links
         inside = False
     if not location or not inside:
         raise FormatError(

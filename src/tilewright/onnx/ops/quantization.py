@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.dtypes import bf16, f16, f32, i32
-from tilewright.errors import DTypeError, ShapeError, UnsupportedError
+from tilewright.errors import DTypeError, FormatError, ShapeError, UnsupportedError
 from tilewright.graph import Node
 from tilewright.onnx.ops.convolution import pad_pairs
 from tilewright.onnx.registry import Call, op
@@ -38,7 +38,8 @@ def node_of(ctx: Call, value: Tensor | np.ndarray | None) -> Node:
     """The node of a value, marked as a constant where it depends on no input of the model."""
     if isinstance(value, np.ndarray):
         return constant(value)
-    assert value is not None
+    if value is None:
+        raise FormatError("an input that has to be there is left out")
     node = value.node
     if ctx.trace.is_constant(node):
         if node.value is None:
