@@ -96,7 +96,8 @@ def computed(operator: Operator, args: Sequence[Any], keywords: Mapping[str, Any
     there, numbers that are none) becomes a :class:`FormatError`, with the exception as its cause.
     """
     try:
-        results = operator.function(*args, **keywords)
+        with np.errstate(all="ignore"):  # infinities and NaN are values like others
+            results = operator.function(*args, **keywords)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         strange = any(a is None or isinstance(a, list) for a in args)
         if isinstance(error, AttributeError) and not strange:
