@@ -5,6 +5,7 @@
 - an empty step: a launch table of one kernel with next to nothing to do, run on the worker pool;
   the difference that further launches make is the cost of one launch and its barrier;
 - ``import tilewright`` in a fresh process, less an interpreter that imports nothing;
+- an ONNX session's run of a model that does next to nothing;
 - compiled functions of sizes that change, on one thread by its own processor time: a small training
   step with sizes that are part of the program, with symbols at one size, at two sizes in turn, at a
   new size each time; a step of attention over a cache that has grown by one; what a new size costs
@@ -228,6 +229,24 @@ def until_first_token(model: str | None, threads: int, cache: str) -> float:
     return seconds
 
 
+def onnx_runs(threads: int) -> dict[str, Spread]:
+    """Seconds of ``Session.run`` of models with one node."""
+    from onnx import TensorProto, helper
+
+    import tilewright.onnx
+
+    found = {}
+    for op, inputs in (("Identity", ["x"]), ("Add", ["x", "x"])):
+        values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 784]) for n in "xy"]
+        graph = helper.make_graph(
+            [helper.make_node(op, inputs, ["y"])], "g", *([v] for v in values)
+        )
+        session = tilewright.onnx.load(helper.make_model(graph), threads=threads)
+        feeds = {"x": np.ones((1, 784), np.float32)}
+        found[f"an ONNX model of one {op}"] = best_of(partial(session.run, feeds))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="a GGUF file; default: the one that ships")
@@ -240,6 +259,7 @@ def main() -> None:
         "machine": machine(),
         "threads": options.threads,
         "empty_step_seconds": empty_step(options.threads),
+        "onnx_seconds": onnx_runs(options.threads),
         "sizes_seconds": in_one_thread(options.rounds),
         "import_seconds": import_seconds(options.rounds),
         "first_token_seconds": first_token(model, options.threads, options.rounds),
@@ -249,7 +269,7 @@ def main() -> None:
         print(
             f"step of {name:<12} {s.median * 1e6:8.2f} us  [{s.min * 1e6:.2f}..{s.max * 1e6:.2f}]"
         )
-    for name, s in report["sizes_seconds"].items():
+    for name, s in (report["onnx_seconds"] | report["sizes_seconds"]).items():
         print(f"{name:<32} {s.median * 1e6:8.2f} us  [{s.min * 1e6:.2f}..{s.max * 1e6:.2f}]")
     for group in ("import_seconds", "first_token_seconds"):
         for name, s in report[group].items():

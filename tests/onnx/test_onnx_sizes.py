@@ -69,6 +69,7 @@ def test_sizes_that_the_graph_computes_stay_symbols():
         np.testing.assert_array_equal(got["flat"], np.tri(t, dtype=bool).reshape(-1))
         if i == 4:
             assert 1 <= programs(session) <= 2
+            assert all("<=" in text for text in session.assumptions())
 
 
 def test_bits_are_those_of_a_program_for_one_size():
@@ -105,6 +106,7 @@ def test_models_whose_shapes_depend_on_data_run_at_every_size():
         got = session.run({"x": x})
         np.testing.assert_array_equal(got["places"][0], np.flatnonzero(x))
         np.testing.assert_array_equal(got["y"], 2 * x)
+    assert session.assumptions() == ["one size a program: its trace has to be cut"]
 
 
 def decoder(kept="concat"):

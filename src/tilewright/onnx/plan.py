@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -26,6 +26,7 @@ from tilewright.tensor.dynamic import Pattern, choose
 __all__ = ["Plan"]
 
 _KEPT: Final = 64  # shapes of inputs
+_SEEN: Final = 8  # sizes that a new one is compared with
 _RANDOM: Final = frozenset(
     ["Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"]
     + ["RandomUniformLike"]
@@ -38,15 +39,15 @@ class _Family:
 
     Attributes:
         steps: for many sizes each, newest first.
-        seen: sizes of earlier runs.
+        seen: sizes of the last runs that needed a step.
         own: sizes that have a step of their own.
-        possible: whether a step can be for many sizes at all.
+        reason: why no step can be for many sizes; empty when one can.
     """
 
     steps: list[tuple[Pattern, Step]] = field(default_factory=list)
-    seen: list[Any] = field(default_factory=list)
+    seen: deque[Any] = field(default_factory=lambda: deque(maxlen=_SEEN))
     own: set[Any] = field(default_factory=set)
-    possible: bool = True
+    reason: str = ""
 
 
 class Plan:
@@ -131,21 +132,31 @@ class Plan:
             values = pattern.match(layouts)
             if values is not None and step.segment.program.holds_at(values):  # type: ignore[union-attr]
                 return step, values
-        axes = choose(found.seen, layouts, {}) if found.seen and found.possible else {}
+        axes = choose(list(found.seen), layouts, {}) if found.seen and not found.reason else {}
         found.seen.append(layouts)
         if axes:
             try:
                 made = self._trace_many(inputs, layouts, axes)
-            except Exception:  # what cannot do with symbols is traced at its sizes
-                found.possible = False
+            except Exception as error:  # what cannot do with symbols is traced at its sizes
+                found.reason = str(error) or "its trace has to be cut"
             else:
                 found.steps.insert(0, made)
+                del found.steps[_KEPT:]
                 values = made[0].match(layouts)
                 assert values is not None
                 return made[1], values
         if len(found.own) < _KEPT:
             found.own.add(exact)
         return None
+
+    def assumptions(self) -> list[str]:
+        """For each family of inputs what its steps for many sizes assume, or why there are none."""
+        found = []
+        for family in self._families.values():
+            found += [" and ".join(p.scope.guard_texts()) for p, _ in family.steps]
+            if family.reason:
+                found.append(f"one size a program: {family.reason}")
+        return found
 
     def _trace_many(self, inputs: Sequence[Any], layouts: Any, axes: Any) -> tuple[Pattern, Step]:
         pattern = Pattern(layouts, axes, [leaf(b) for b in inputs])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from tilewright.compiler.fusion import pending
 from tilewright.compiler.numbers import scalar_bits
@@ -21,6 +21,10 @@ from tilewright.runtime.program import TimedPool
 from tilewright.sizes import Scope, hints
 
 __all__ = ["Arena", "Segment", "require_memory"]
+
+
+_FOLDED: Final = 1 << 14
+_PROGRAMS: Final = 1024
 
 
 class Arena:
@@ -67,6 +71,8 @@ class Shared:
             else:
                 node.set_value(found[0])
         realize_nodes([node for node, _ in missing.values()])
+        if len(self.folded) > _FOLDED:  # constants that traces make anew are not met again
+            self.folded.clear()
         for key, (node, leaves) in missing.items():
             self.folded[key] = node.value, leaves
 
@@ -160,6 +166,8 @@ class Segment:
         else:
             key = structure(order, unique)
             found = shared.programs.get(key)
+            if found is None and len(shared.programs) >= _PROGRAMS:
+                del shared.programs[next(iter(shared.programs))]
             program = found or shared.programs.setdefault(key, build(unique, target, pool, order))
         self.program = program
         self.places = [unique.index(r) for r in roots]

@@ -150,6 +150,15 @@ class Session:
         found = dict(zip(names, values))
         return {name: found[name] for name in wanted}
 
+    def assumptions(self) -> list[str]:
+        """What programs for many sizes assume of them, and why models have none for many sizes.
+
+        A program is made for many sizes when a second size of an input is met. Where that cannot be
+        (a trace that is cut, an operator that asks for the number), every size is compiled.
+        """
+        with self.lock:
+            return self.plan.assumptions()
+
     def stateful(self, pairs: Mapping[str, str] | None = None, capacity: int = 1024) -> Stateful:
         """This model with its past kept inside: see :mod:`tilewright.onnx.stateful`.
 
